@@ -1,0 +1,100 @@
+"""The only code that turns text into token ids and back.
+
+Sampler and trainer both take ids from here, so template, beginning-of-sequence token and end token
+cannot differ between them. A completion is tokenised apart from its prompt: the boundary between
+the two is a boundary between tokens, as it is when the model generates.
+"""
+
+from typing import Any
+
+from rft.config import Chat, Model
+from rft.types import Candidate, Finish, RftError, digest
+
+
+def load_tokenizer(model: Model) -> Any:
+    """The model's tokenizer (transformers). Raises RftError when it cannot be had."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as fault:
+        raise RftError(
+            f"model.base: {model.base}: cannot load a tokenizer from it: "
+            f"{str(fault).splitlines()[0]}. Give a model folder (./name), or a hub name."
+        ) from fault
+
+
+class Renderer:
+    """Renders one model's prompts and completions."""
+
+    def __init__(self, model: Model, chat: Chat, tokenizer: Any = None):
+        self.tokenizer = tokenizer or load_tokenizer(model)
+        self.chat = chat
+        self.uses_template = chat.template == "auto" and bool(self.tokenizer.chat_template)
+        if chat.system and not self.uses_template:
+            raise RftError(
+                "chat.system: this tokenizer has no chat template: put the text into chat.prompt"
+            )
+        if self.tokenizer.eos_token_id is None:
+            raise RftError(f"model.base: {model.base}: its tokenizer has no end-of-sequence token")
+        self.eos_id: int = self.tokenizer.eos_token_id
+
+    def prompt_text(self, question: str) -> str:
+        """The prompt as text, template and response prefix included."""
+        message = self.chat.prompt.replace("{question}", question)
+        if not self.uses_template:
+            return message + self.chat.response_prefix
+        messages = [{"role": "user", "content": message}]
+        if self.chat.system:
+            messages.insert(0, {"role": "system", "content": self.chat.system})
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return text + self.chat.response_prefix
+
+    def prompt_ids(self, question: str) -> tuple[int, ...]:
+        """Ids of the prompt; a template writes its own special tokens, a raw prompt gets the
+        tokenizer's."""
+        text = self.prompt_text(question)
+        got = self.tokenizer(text, add_special_tokens=not self.uses_template)["input_ids"]
+        if not self.uses_template and got and got[-1] == self.eos_id:
+            got = got[:-1]  # some tokenizers end every text
+        return tuple(got)
+
+    def completion_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a written completion, with the end token."""
+        got = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return (*got, self.eos_id)
+
+    def decode(self, token_ids: tuple[int, ...]) -> str:
+        """Text of a completion without special tokens."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def train_ids(self, candidate: Candidate) -> tuple[int, ...]:
+        """The completion ids to learn: as sampled, ending in the end token.
+
+        Where a stop string ended the sample, its tokens go and the end token takes their place,
+        since the model should learn to end there. If the stop string began inside a token, the
+        text before it is tokenised anew: the one case in which ids are not the sampled ones.
+        """
+        ids = candidate.token_ids
+        if candidate.finish is Finish.LENGTH or (ids and ids[-1] == self.eos_id):
+            return ids
+        text = self.decode(ids)
+        if text == candidate.text:
+            # Ended by another of the model's end tokens, or by a reference's own.
+            return ids if ids and ids[-1] in self.tokenizer.all_special_ids else (*ids, self.eos_id)
+        for end in range(len(ids) - 1, -1, -1):
+            shorter = self.decode(ids[:end])
+            if shorter == candidate.text:
+                return (*ids[:end], self.eos_id)
+            if len(shorter) < len(candidate.text):
+                break
+        return self.completion_ids(candidate.text)
+
+
+def chat_digest(chat: Chat) -> str:
+    return digest(chat.model_dump(mode="json"))

@@ -1,0 +1,112 @@
+"""`rft check`: everything that can be known to be wrong before a model is loaded.
+
+Settings, data, leakage and component arguments are checked by building the plan. Then the scorers
+judge the data set's own solutions: if they do not come out correct, the filter would throw away
+good samples too, and the run would be wasted.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from rft import components
+from rft.config import Arm, Experiment
+from rft.plan import Node, Plan
+from rft.stages.score import score_all
+from rft.types import Candidate, Finish, Prompt, ScoreRow, Verdict, digest
+
+SHOWN = 5
+"""Gold solutions shown that do not come out correct."""
+
+
+def check(experiment: Experiment, path: str) -> int:
+    """Prints the plan and what the scorers say of the gold solutions; 0 if all is well, else 1."""
+    console = Console(highlight=False, soft_wrap=True)
+    for arm in (experiment.arm(name) for name in experiment.arms):
+        for scorer in arm.score:
+            components.make("scorers", scorer)
+    plan = Plan(experiment)
+    console.print(f"{path}: settings, data and arguments are in order")
+    fine = True
+    judged: set[str] = set()
+    for name, arm in plan.arms.items():
+        what = [arm.prompts.model_dump(), [s.model_dump() for s in arm.score], arm.chat.solution]
+        if digest(what) not in judged:
+            judged.add(digest(what))
+            fine &= _gold(console, plan, name, arm)
+    _print_plan(console, plan)
+    return 0 if fine else 1
+
+
+def _gold(console: Console, plan: Plan, name: str, arm: Arm) -> bool:
+    got = plan.prompt_set(arm)
+    answers = sum(p.answer is not None for p in got.train)
+    solutions = sum(p.solution is not None for p in got.train)
+    lost = "".join(f", {n:,} dropped: {reason}" for reason, n in got.dropped.items())
+    console.print(
+        f"{name}: {len(got.train):,} training problems ({answers:,} with an answer, {solutions:,} "
+        f"with a solution{lost}), {len(got.eval):,} held out"
+    )
+
+    def pairs() -> Iterator[tuple[Prompt, Candidate]]:
+        for prompt in got.train + got.eval:
+            if prompt.solution is not None and prompt.answer is not None:
+                text = arm.chat.solution.replace("{solution}", prompt.solution)
+                yield prompt, Candidate(prompt.id, prompt.id, 0, text, (), (), Finish.REFERENCE)
+
+    count = 0
+    bad: list[tuple[Prompt, ScoreRow]] = []
+    for (prompt, _), row in score_all(pairs(), [s.model_dump() for s in arm.score]):
+        count += 1
+        if row.verdict is not Verdict.CORRECT:
+            bad.append((prompt, row))
+    scorers = " and ".join(s.use for s in arm.score)
+    if not count:
+        console.print(f"  no solution to try the scorer {scorers} on")
+        return True
+    console.print(f"  {scorers}: {count - len(bad):,} of {count:,} gold solutions are correct")
+    for prompt, row in sorted(bad, key=lambda pair: pair[0].id)[:SHOWN]:
+        console.print(
+            f"  {row.verdict}{f' ({row.reason})' if row.reason else ''}: read {row.extracted!r}, "
+            f"gold {prompt.answer!r}\n    question: {prompt.question[:200]}\n"
+            f"    solution: {(prompt.solution or '')[-200:]!r}",
+            markup=False,
+        )
+    if bad:
+        console.print("  Mend the data or the scorer's arguments: it would drop good samples too.")
+    return not bad
+
+
+def _print_plan(console: Console, plan: Plan) -> None:
+    nodes = list(plan.nodes())
+    table = Table(title=f"plan: {plan.folder}", title_justify="left")
+    for heading in ("stage", "for", "work", "state"):
+        table.add_column(heading)
+    for node in nodes:
+        users = [f"{r.arm}/{r.seed}" for r in plan.rows if node.key in _keys(r.links.values())]
+        who = ", ".join(users[:4]) + (f" +{len(users) - 4}" if len(users) > 4 else "")
+        table.add_row(node.kind, who, _work(plan, node), "done" if node.done else "to do")
+    console.print(table)
+    shared = sum(len(r.links) for r in plan.rows) - len(nodes)
+    console.print(f"{len(nodes)} stages to keep; arms and seeds share {shared} more")
+
+
+def _keys(nodes: Iterable[Node]) -> set[str]:
+    return {node.key for node in nodes}
+
+
+def _work(plan: Plan, node: Node) -> str:
+    if node.kind != "sample":
+        return ""
+    job = node.job
+    for row in plan.rows:
+        if any(n is node for n in row.links.values()):
+            got = plan.prompt_set(plan.arms[row.arm])
+            prompts = got.train if job["split"] == "train" else got.eval
+            if job["use"] == "reference":
+                return f"{sum(p.solution is not None for p in prompts):,} solutions"
+            decoding = job["decoding"]
+            count = len(prompts) * decoding["n"]
+            return f"{count:,} samples, at most {count * decoding['max_tokens']:,} tokens"
+    return ""

@@ -1,0 +1,123 @@
+"""The `rft` command: verbs and their help, no logic.
+
+Importing this file must stay cheap (no torch, no vllm, no pydantic), since `rft --help` is the
+first thing that anyone runs. Each verb imports what it needs.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+STAGES = {
+    "sample": "draw the candidates",
+    "score": "judge the candidates",
+    "select": "choose the training rows",
+    "train": "fine-tune the arms",
+    "eval": "evaluate the arms on the held-out problems",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="rft",
+        description="Rejection-sampling fine-tuning: sample many answers, keep the right ones, "
+        "fine-tune on them, and compare with fine-tuning on the data set's own answers.",
+        epilog="example: rft run configs/quickstart.yaml train.lr=1e-3",
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, about: str, example: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=about, description=about, epilog=f"example: {example}")
+
+    def experiment(name: str, about: str, example: str) -> argparse.ArgumentParser:
+        one = verb(name, about, example)
+        one.add_argument("config", help="experiment file (YAML)")
+        one.add_argument(
+            "settings", nargs="*", metavar="KEY=VALUE", help="settings to replace, by dotted path"
+        )
+        return one
+
+    one = experiment(
+        "run", "run every stage that is not done yet, and report", "rft run configs/quickstart.yaml"
+    )
+    one.add_argument(
+        "--update", action="store_true", help="let an old run folder follow a changed config"
+    )
+    experiment(
+        "check",
+        "check the whole experiment without a model: settings, data, scorers on the gold "
+        "solutions, and the plan",
+        "rft check configs/quickstart.yaml",
+    )
+    for name, about in STAGES.items():
+        one = experiment(name, f"{about}, running the stages before it as needed",
+                         f"rft {name} configs/quickstart.yaml")  # fmt: skip
+        one.add_argument("--update", action="store_true", help="as for `rft run`")
+    experiment("report", "compare the arms again and write the report",
+               "rft report configs/quickstart.yaml compare.level=0.9")  # fmt: skip
+    one = verb("show", "show a run, one of its stages, or one row",
+               "rft show runs/quickstart rft/seed0/4_select")  # fmt: skip
+    one.add_argument("run", help="run folder, for instance runs/quickstart")
+    one.add_argument("stage", nargs="?", help="for instance sample, or rft/seed0/2_sample")
+    one.add_argument("id", nargs="?", help="beginning of a row's id")
+    one.add_argument("-n", type=int, default=5, help="rows to show of a stage (default 5)")
+    verb("doctor", "check this machine, and say how to mend what is wrong", "rft doctor")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 a check failed, 2 wrong input, 130 interrupted."""
+    from rft.types import RftError
+
+    top = parser()
+    options, rest = top.parse_known_args(argv)
+    # argparse gives up on settings that stand behind an option: rft run X.yaml --update a=b
+    settings = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(settings) < len(rest) or (settings and not hasattr(options, "settings")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if settings:
+        options.settings += settings
+    try:
+        return _do(options)
+    except RftError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; give the same command again to go on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `rft show ... | head` closes the pipe early; that is no fault.
+        sys.stderr.close()
+        return 0
+
+
+def _do(options: argparse.Namespace) -> int:
+    if options.verb == "doctor":
+        from rft.doctor import run_doctor
+
+        return run_doctor()
+    if options.verb == "show":
+        from rft import show
+
+        show.show(Path(options.run), options.stage, options.id, options.n)
+        return 0
+    from rft import config
+
+    experiment = config.load(options.config, options.settings)
+    if options.verb == "check":
+        from rft import check
+
+        return check.check(experiment, options.config)
+    from rft import runner
+
+    if options.verb == "report":
+        runner.report(experiment)
+        return 0
+    until = {"eval": "evaluate", "run": None}.get(options.verb, options.verb)
+    runner.run(experiment, until=until, update=options.update)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

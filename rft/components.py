@@ -1,0 +1,125 @@
+"""From `use:` and `args:` in YAML to something callable, checked before anything runs.
+
+No registry and no base class: a built-in lives in the file and under the name that YAML uses
+(`rft/scorers/answer.py` has `answer`), and anything else is `./file.py:name` or `package.mod:name`.
+The arguments are bound to the signature, so a typing error is found by `rft check`.
+"""
+
+import ast
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rft
+from rft.config import Component, ConfigError, did_you_mean
+from rft.types import digest
+
+
+def builtin_names(kind: str) -> list[str]:
+    """Names of the files in rft/<kind>/ that hold a component of their own name."""
+    folder = Path(rft.__file__).parent / kind
+    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+
+
+def find(kind: str, use: str) -> Callable[..., Any]:
+    """The function or class that `use` names. kind: samplers, scorers, selectors or prompts."""
+    if ":" not in use:
+        names = ["hf", "jsonl"] if kind == "prompts" else builtin_names(kind)
+        if use not in names:
+            raise ConfigError(
+                f"{kind}: there is no {use!r}{did_you_mean(use, names)}; built in are "
+                f"{', '.join(names)}; your own is ./file.py:function"
+            )
+        module = importlib.import_module(
+            "rft.prompts" if kind == "prompts" else f"rft.{kind}.{use}"
+        )
+        return getattr(module, use)
+    where, _, name = use.rpartition(":")
+    module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where, use)
+    found = getattr(module, name, None)
+    if not callable(found):
+        there = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise ConfigError(f"use: {use}: {where} has no {name!r}{did_you_mean(name, there)}")
+    return found  # type: ignore[no-any-return]
+
+
+def _load_module(where: str, use: str) -> Any:
+    try:
+        return importlib.import_module(where)
+    except ImportError as fault:
+        raise ConfigError(f"use: {use}: cannot import {where}: {fault}") from None
+
+
+def _load_file(path: Path) -> Any:
+    # The module's name holds the path, so that two files of one name do not meet.
+    name = f"rft_user_{path.stem}_{digest(str(path.resolve()))[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise ConfigError(f"use: {path}: no such file (paths start with ./ beside the YAML)")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as fault:
+        del sys.modules[name]
+        raise ConfigError(f"use: {path}: {type(fault).__name__}: {fault}") from fault
+    return module
+
+
+def given(kind: str, found: Callable[..., Any]) -> int:
+    """How many leading arguments the pipeline passes itself; the rest come from `args:`."""
+    if kind == "scorers":
+        return 0 if inspect.isclass(found) else 2  # prompt, candidate
+    return {"selectors": 1, "prompts": 0, "samplers": 0}[kind]
+
+
+def parameters(kind: str, use: str) -> list[str]:
+    """Names of the arguments that a component takes from `args:`."""
+    found = find(kind, use)
+    return list(inspect.signature(found).parameters)[given(kind, found) :]
+
+
+def check_args(kind: str, component: Component) -> Callable[..., Any]:
+    """Finds a component and binds its arguments. Raises ConfigError that names the argument."""
+    found = find(kind, component.use)
+    signature = inspect.signature(found)
+    known = parameters(kind, component.use)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    for key in component.args:
+        if key not in known and not open_ended:
+            raise ConfigError(
+                f"{kind}: {component.use} takes no argument {key!r}"
+                f"{did_you_mean(key, known)}; it takes {', '.join(known) or 'none'}"
+            )
+    for key in known:
+        parameter = signature.parameters[key]
+        if parameter.default is parameter.empty and key not in component.args:
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                raise ConfigError(f"{kind}: {component.use} needs the argument {key!r}")
+    return found
+
+
+def make(kind: str, component: Component) -> Callable[..., Any]:
+    """The component with its arguments in place, ready for the pipeline's own."""
+    found = check_args(kind, component)
+    try:
+        if inspect.isclass(found):
+            return found(**component.args)  # type: ignore[no-any-return]
+        return functools.partial(found, **component.args)
+    except (TypeError, ValueError) as fault:
+        raise ConfigError(f"{kind}: {component.use}: {fault}") from fault
+
+
+def source_digest(kind: str, use: str) -> str:
+    """Hash of the code of the file a component stands in, comments and layout aside."""
+    path = inspect.getsourcefile(inspect.unwrap(find(kind, use)))
+    assert path is not None
+    return digest(ast.dump(ast.parse(Path(path).read_text())))

@@ -1,0 +1,580 @@
+"""An experiment as data: one YAML file, checked in full before anything starts.
+
+The docstring under a field is its help text, its JSON schema description and its line in
+docs/configuration.md, so each fact is written once. Unknown keys are errors. Values are read
+through the declared type, so `1e-4`, which YAML reads as a string, is a float where one is due.
+
+A file may name another with `extends: ./other.yaml`; its own keys win. An arm is the body with a
+few keys replaced. Any string that begins with `./` or `../` is a path relative to the file it
+stands in, and is made absolute here, so an experiment means the same from every folder.
+"""
+
+import difflib
+import json
+import os
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rft.types import RftError, digest
+
+
+class ConfigError(RftError):
+    """The experiment file is wrong; the message names file, dotted path and fix."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Component(Section):
+    """A part chosen by name: a built-in, or a function or class in a file of yours."""
+
+    use: str
+    """Built-in name, `./file.py:function` (relative to this YAML), or `package.module:function`."""
+    args: dict[str, Any] = {}
+    """Keyword arguments, checked against the function's signature."""
+
+
+class Model(Section):
+    """The language model that every arm starts from."""
+
+    base: str
+    """Folder (`./model`, or absolute) or name on the Hugging Face hub."""
+    revision: str | None = None
+    """Hub revision; pin it to make runs repeatable."""
+    max_len: Positive = 2048
+    """Longest prompt plus completion, in tokens."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's folder carries. Off unless you trust its author."""
+
+
+class Prompts(Component):
+    """Where problems come from. The loader returns rows with question, answer and solution."""
+
+    train: str = "train"
+    """Name of the split to sample and train on."""
+    eval: str = "eval"
+    """Name of the held-out split."""
+    limit_train: Positive | None = None
+    """Keep only the first so many training problems."""
+    limit_eval: Positive | None = None
+    """Keep only the first so many held-out problems."""
+    leakage: Literal["error", "drop"] = "error"
+    """A training question that is also held out (case, spaces and punctuation aside) stops the run
+    (`error`) or leaves the training set (`drop`)."""
+
+
+class Chat(Section):
+    """How a question becomes the prompt's tokens, for sampling and for training alike."""
+
+    template: Literal["auto", "none"] = "auto"
+    """`auto`: the tokenizer's chat template where it has one; `none`: the raw prompt text."""
+    prompt: str = "{question}"
+    """The user's message (or the raw prompt); `{question}` stands for the question."""
+    system: str | None = None
+    """System message, with a chat template only."""
+    response_prefix: str = ""
+    """Text that every answer starts with; part of the prompt, so it is not trained on."""
+
+    solution: str = "{solution}"
+    """What follows the prompt where the data set has a worked solution."""
+
+    @model_validator(mode="after")
+    def _has_question(self) -> "Chat":
+        if "{question}" not in self.prompt:
+            raise ValueError("prompt must contain {question}")
+        if "{solution}" not in self.solution:
+            raise ValueError("solution must contain {solution}")
+        if self.template == "none" and self.system:
+            raise ValueError("system needs a chat template: put its text into `prompt` instead")
+        return self
+
+
+class Decoding(Section):
+    """How tokens are drawn. `temperature: 0` is greedy; `beam_width` above 0 is beam search."""
+
+    n: Positive = 8
+    """Samples per prompt."""
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    """Flattens (above 1) or sharpens (below 1) the distribution; 0 takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the smallest set of tokens whose probabilities sum to this (nucleus sampling)."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Draw from the k likeliest tokens; 0 means from all."""
+    min_p: Fraction = 0.0
+    """Drop tokens less likely than this share of the likeliest one's probability."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1 makes tokens that already occurred less likely."""
+    beam_width: Annotated[int, Field(ge=0)] = 0
+    """Beams kept per prompt; the best n are returned. 0 turns beam search off."""
+    max_tokens: Positive = 512
+    """Longest completion. A candidate cut off here is never counted as correct."""
+    stop: list[str] = []
+    """Strings that end a completion; the string itself is left out of the text."""
+    logprobs: Literal["sum", "tokens"] = "sum"
+    """Keep each sample's summed log-probability, or one for every token as well."""
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0 and not self.beam_width
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Decoding":
+        if self.is_greedy and self.n > 1:
+            raise ValueError(
+                f"temperature 0 gives the same sample {self.n} times: set n to 1, or temperature "
+                "above 0"
+            )
+        if self.beam_width and self.temperature:
+            raise ValueError("beam search is deterministic: set temperature to 0")
+        if self.beam_width and self.beam_width < self.n:
+            raise ValueError(f"beam_width {self.beam_width} cannot give n = {self.n} answers")
+        return self
+
+
+class Engine(Section):
+    """The machine side of sampling: it changes speed and memory, and is not part of any id."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Format of weights and arithmetic. `auto`: float32 on a CPU, the model's own on a GPU."""
+    max_num_seqs: Positive | None = None
+    """Sequences decoded together; default 64 on a CPU, 256 on a GPU."""
+    kv_cache_gb: Annotated[float, Field(gt=0)] = 2.0
+    """Memory for the key-value cache on a CPU, GiB."""
+    gpu_memory_utilization: Fraction = 0.9
+    """Share of a GPU's memory for weights and key-value cache."""
+    tensor_parallel: Positive = 1
+    """GPUs that one copy of the model is spread over."""
+    data_parallel: Positive = 1
+    """Copies of the model."""
+    compile: bool | None = None
+    """Compile the model at start: slower start, faster tokens. Default: only on a GPU."""
+    extra: dict[str, Any] = {}
+    """Further vLLM engine arguments, passed on as they are."""
+
+
+class Sample(Decoding):
+    """Stage 2: where an arm's candidates come from."""
+
+    use: str = "vllm"
+    """`vllm`, `transformers`, `reference` (the data set's own solutions), or your own sampler."""
+    policy: str | list[str] = "base"
+    """`base`, `arm:NAME` (the adapter that arm trained, same seed), or a list of these."""
+    engine: Engine = Engine()
+
+    @property
+    def policies(self) -> list[str]:
+        return [self.policy] if isinstance(self.policy, str) else self.policy
+
+
+class Lora(Section):
+    """The adapter's shape (PEFT)."""
+
+    rank: Positive = 16
+    """Rank of the update."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Dropout in front of the adapter."""
+    targets: str | list[str] = "all-linear"
+    """Module names to adapt, or `all-linear`."""
+
+
+class Precision(Section):
+    """Number formats. Master weights and optimizer state are FP32 in every mode."""
+
+    compute: Literal["fp32", "bf16"] = "fp32"
+    """Format of the forward and backward arithmetic (autocast for bf16)."""
+    base: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Format in which the frozen base weights are stored."""
+
+
+class Train(Section):
+    """Stage 5: LoRA fine-tuning on the selected rows, loss on the completion only."""
+
+    include_reference: bool = True
+    """Put the data set's own solutions among the candidates to select from."""
+    lora: Lora = Lora()
+    precision: Precision = Precision()
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate of AdamW."""
+    epochs: Annotated[float, Field(gt=0)] = 3
+    """Passes over the rows; ignored where match_steps is set."""
+    match_steps: str | None = None
+    """`arm:NAME`: train for as many optimizer steps as that arm, so that compute is equal."""
+    tokens_per_step: Positive = 8192
+    """Tokens (prompts and completions) in one optimizer step, over all processes."""
+    tokens_per_batch: Positive = 2048
+    """Tokens in one forward pass of one process; a step accumulates several."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after warm-up."""
+    warmup: Fraction = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest gradient norm; larger gradients are scaled down to it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    checkpoint_every: Positive = 100
+    """Optimizer steps between checkpoints to resume from."""
+    launch: str | None = None
+    """Config file for `accelerate launch`; default one process on this machine."""
+
+
+class Eval(Decoding):
+    """Stage 6: sampling on the held-out problems."""
+
+    n: Positive = 1
+    """Samples per problem."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy, the usual way to report accuracy; above 0 with n > 1 for pass@k and maj@k."""
+    use: str = "vllm"
+    """Sampler, as in `sample.use`."""
+    k: list[Positive] = [1]
+    """The k of pass@k and maj@k; none above n."""
+    engine: Engine = Engine()
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Eval":
+        if max(self.k) > self.n:
+            raise ValueError(f"pass@{max(self.k)} needs n of at least {max(self.k)}, not {self.n}")
+        return self
+
+
+class Compare(Section):
+    """The comparison of arms on the same held-out problems."""
+
+    baseline: str = "sft"
+    """Arm that the others are compared with."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Confidence level of the intervals."""
+    resamples: Positive = 10_000
+    """Bootstrap resamples and random sign flips."""
+
+
+class Arm(Section):
+    """An experiment's body with one arm's keys put in: all that its stages need."""
+
+    model: Model
+    prompts: Prompts
+    chat: Chat = Chat()
+    sample: Sample = Sample()
+    score: list[Component] = [Component(use="answer")]
+    """Scorers. A candidate is correct if all say so, wrong if any does, else unknown."""
+    select: list[Component] = [Component(use="correct"), Component(use="distinct_equations")]
+    """Selectors, applied in order to the scored candidates."""
+    train: Train | None = Train()
+    """Training settings; null for an arm that is evaluated as it is."""
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _some(self) -> "Arm":
+        if not self.score:
+            raise ValueError("score: name at least one scorer, for instance [{use: answer}]")
+        if not self.select:
+            raise ValueError("select: name at least one selector, for instance [{use: correct}]")
+        return self
+
+
+class Experiment(Arm):
+    """One YAML file: the body, and arms that each replace a few of its keys."""
+
+    name: str
+    """Name of the run's folder under `runs`."""
+    runs: str = "runs"
+    """Folder for runs, relative to where the command is typed."""
+    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    """The whole experiment is repeated with each seed; comparisons are paired within one."""
+    arms: dict[str, dict[str, Any]] = {"base": {"train": None}, "rft": {}}
+    """Name of each arm, and the keys it replaces."""
+    compare: Compare = Compare()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+    def arm(self, name: str) -> Arm:
+        body = {k: v for k, v in self.model_dump().items() if k in Arm.model_fields}
+        return Arm.model_validate(merge(body, self.arms[name]))
+
+
+def merge(below: Any, above: Any) -> Any:
+    """`above` over `below`, key by key through nested mappings; lists are replaced."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        # Another component's arguments mean nothing to this one.
+        if "use" in above and below.get("use") != above["use"] and "args" in below:
+            below = {k: v for k, v in below.items() if k != "args"}
+        return {**below, **{k: merge(below.get(k), v) for k, v in above.items()}}
+    return above
+
+
+def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Experiment:
+    """Reads, merges and checks an experiment file. Raises ConfigError.
+
+    overrides: dotted settings such as `train.lr=1e-4` or `arms.rft.sample.n=16`.
+    """
+    path = Path(path)
+    raw = _read(path, seen=())
+    for text in overrides:
+        dotted, sign, value = text.partition("=")
+        if not sign or not dotted:
+            raise ConfigError(f"{text!r} is not a setting: write it as train.lr=1e-4")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as fault:
+            raise ConfigError(f"command line: {text!r}: {value!r} is not YAML: {fault}") from None
+        for key in reversed(dotted.split(".")):
+            parsed = {key: parsed}
+        raw = merge(raw, _absolute(parsed, Path.cwd()))
+    try:
+        experiment = Experiment.model_validate(raw)
+    except ValidationError as fault:
+        raise ConfigError(explain(fault, path, overrides=overrides)) from None
+    for name, arm in experiment.arms.items():
+        try:
+            Arm.model_validate(_arm_overrides(experiment, name, arm))
+        except ValidationError as fault:
+            raise ConfigError(
+                explain(fault, path, prefix=f"arms.{name}.", overrides=overrides)
+            ) from None
+    _check_arms(experiment, path)
+    return experiment
+
+
+def _arm_overrides(experiment: Experiment, name: str, arm: Any) -> dict[str, Any]:
+    body = {k: v for k, v in experiment.model_dump().items() if k in Arm.model_fields}
+    merged: dict[str, Any] = merge(body, arm)
+    return merged
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: extends goes round in a circle")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"{path}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"{path}: cannot be read: {fault}") from None
+    except yaml.YAMLError as fault:
+        raise ConfigError(f"{path}: not valid YAML: {fault}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: an experiment is a mapping with name, model, prompts, ...")
+    raw = _absolute(raw, path.parent.resolve())
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    merged: dict[str, Any] = merge(_read(Path(parent), (*seen, path.resolve())), raw)
+    return merged
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {k: _absolute(v, folder) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_absolute(v, folder) for v in value]
+    if isinstance(value, str) and value.startswith(("./", "../", "~/")):
+        return os.path.normpath(folder / Path(value).expanduser())
+    return value
+
+
+def _check_arms(experiment: Experiment, path: Path) -> None:
+    names = list(experiment.arms)
+    if not names:
+        raise ConfigError(f"{path}: arms: name at least one arm")
+    if len(names) > 1 and experiment.compare.baseline not in names:
+        raise ConfigError(
+            f"{path}: compare.baseline: there is no arm {experiment.compare.baseline!r}"
+            f"{did_you_mean(experiment.compare.baseline, names)}; arms are {', '.join(names)}"
+        )
+    for name in names:
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise ConfigError(f"{path}: arms.{name}: use letters, digits, - and _ in arm names")
+        arm = experiment.arm(name)
+        for where, other in arm_references(arm):
+            if other not in names:
+                raise ConfigError(
+                    f"{path}: arms.{name}.{where}: there is no arm {other!r}"
+                    f"{did_you_mean(other, names)}"
+                )
+            if experiment.arm(other).train is None:
+                raise ConfigError(f"{path}: arms.{name}.{where}: arm {other!r} trains nothing")
+
+
+def arm_references(arm: Arm) -> list[tuple[str, str]]:
+    """(dotted path, arm name) for each `arm:NAME` in an arm."""
+    found = []
+    if arm.train is not None and arm.sample.use != "reference":
+        for policy in arm.sample.policies:
+            if policy.startswith("arm:"):
+                found.append(("sample.policy", policy[4:]))
+            elif policy != "base":
+                found.append(("sample.policy", policy))
+    for i, component in enumerate(arm.select if arm.train else []):
+        for key, value in component.args.items():
+            if isinstance(value, str) and value.startswith("arm:"):
+                found.append((f"select.{i}.args.{key}", value[4:]))
+    if arm.train and arm.train.match_steps:
+        found.append(("train.match_steps", arm.train.match_steps.removeprefix("arm:")))
+    return found
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def explain(
+    fault: ValidationError, path: Path, prefix: str = "", overrides: typing.Sequence[str] = ()
+) -> str:
+    """A pydantic error as lines of `file: dotted.path: what; fix`."""
+    set_here = [text.partition("=")[0] for text in overrides]
+    lines = []
+    for error in fault.errors():
+        parts = [str(p) for p in error["loc"]]
+        dotted = prefix + ".".join(parts)
+        at_shell = any(dotted == key or dotted.startswith(key + ".") for key in set_here)
+        where = "command line" if at_shell else str(path)
+        if error["type"] == "extra_forbidden":
+            fields = _fields_at(parts[:-1])
+            hint = did_you_mean(parts[-1], fields)
+            if hint:
+                near = hint.removeprefix("; did you mean ").removesuffix("?")
+                hint = f"; did you mean {prefix}{'.'.join([*parts[:-1], near])}?"
+            else:
+                hint = f"; settings there are {', '.join(fields)}" if fields else ""
+            lines.append(f"{where}: {dotted} is not a setting{hint}")
+        elif error["type"] == "missing":
+            lines.append(f"{where}: {dotted} is missing: set it")
+        elif error["type"] == "value_error":
+            lines.append(f"{where}: {dotted or 'experiment'}: {error['ctx']['error']}")
+        else:
+            got = json.dumps(error["input"], default=str)[:80]
+            lines.append(f"{where}: {dotted}: {error['msg']}, not {got}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _fields_at(parts: list[str]) -> list[str]:
+    model: Any = Experiment
+    for part in parts:
+        if part.isdigit():
+            continue
+        field = model.model_fields.get(part)
+        model = field and _model_in(field.annotation)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in typing.get_args(annotation):
+        if found := _model_in(inner):
+            return found
+    return None
+
+
+def schema() -> str:
+    """JSON schema of an experiment file, for editors that complete YAML."""
+    top = Experiment.model_json_schema()
+    top["title"] = "rft experiment"
+    top["properties"]["extends"] = {
+        "type": "string",
+        "description": "Another experiment file whose keys this one starts from.",
+    }
+    # Through `extends` any key may come from another file.
+    top.pop("required", None)
+    return json.dumps(top, indent=1) + "\n"
+
+
+def reference() -> str:
+    """docs/configuration.md, from the models."""
+    out = [
+        "# Configuration",
+        "",
+        "<!-- Made from rft/config.py by scripts/make_reference.py: edit the docstrings there. -->",
+        "",
+        "An experiment is one YAML file. Override any setting on the command line by its dotted",
+        "path: `rft run configs/quickstart.yaml train.lr=1e-4 arms.rft.sample.n=32`. A file can",
+        "start from another with `extends: ./other.yaml`. Strings that begin with `./` or `../`",
+        "are paths relative to the file they stand in.",
+        "",
+    ]
+
+    def section(model: type[BaseModel], path: str) -> None:
+        doc = " ".join((model.__doc__ or "").split())
+        out.extend([f"## {path or 'Top level'}", "", doc, ""])
+        out.extend(["| setting | type | default | meaning |", "|---|---|---|---|"])
+        inner: list[tuple[type[BaseModel], str]] = []
+        for name, field in model.model_fields.items():
+            nested = _model_in(field.annotation)
+            kind = _type_name(field.annotation)
+            if nested and nested is not Component:
+                inner.append((nested, f"{path}.{name}".lstrip(".")))
+                default, kind = f"see [{inner[-1][1]}](#{_anchor(inner[-1][1])})", "section"
+            elif field.is_required():
+                default = "(needed)"
+            else:
+                default = f"`{_plain(field.get_default(call_default_factory=True))}`"
+            about = field.description or " ".join((nested.__doc__ or "").split() if nested else [])
+            out.append(f"| `{name}` | {kind} | {default} | {' '.join(about.split())} |")
+        out.append("")
+        for nested, where in inner:
+            section(nested, where)
+
+    section(Experiment, "")
+    section(Component, "component (scorers, selectors)")
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _anchor(path: str) -> str:
+    return path.replace(".", "")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        value = [
+            v.model_dump(exclude_defaults=True) if isinstance(v, Section) else v for v in value
+        ]
+    return json.dumps(value, ensure_ascii=False).replace("|", "\\|")
+
+
+def _type_name(annotation: Any) -> str:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _type_name(args[0])
+    if origin is Literal:
+        return " \\| ".join(f"`{a}`" for a in args)
+    if annotation is type(None):
+        return "null"
+    if origin in (list, tuple, dict):
+        inner = ", ".join(_type_name(a) for a in args)
+        return f"{origin.__name__}[{inner}]"
+    if args:
+        return " \\| ".join(_type_name(a) for a in args)
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved experiment as YAML that runs as it is."""
+    return yaml.safe_dump(
+        experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def config_digest(section: Section) -> str:
+    return digest(section.model_dump(mode="json"))

@@ -1,0 +1,318 @@
+"""From an experiment to the stages it needs, before any of them runs.
+
+A node's key is the hash of named inputs: its slice of the config, the keys of the stages it reads,
+the digests of the data it depends on, and its components' source. Nodes with the same key are one
+node, which is how arms and seeds share work. What a stage does not depend on is left out of its
+key: sampling does not depend on gold answers, nor any id on the engine's speed settings.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rft import components, prompts
+from rft.chat import chat_digest
+from rft.config import Arm, Component, ConfigError, Decoding, Experiment
+from rft.rundir import StageDir, model_digest
+from rft.types import digest
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage to run: its key's inputs, the stages it reads, and what its process is told."""
+
+    kind: str
+    """prompts, sample, score, select, train or evaluate."""
+    label: str
+    inputs: dict[str, Any]
+    needs: tuple["Node", ...]
+    job: dict[str, Any] = field(repr=False)
+    stages: Path = field(repr=False)
+    late: bool = False
+    """Evaluation waits for all training, so that one engine serves every arm."""
+
+    @property
+    def key(self) -> str:
+        return digest(self.inputs)
+
+    @property
+    def dir(self) -> StageDir:
+        return StageDir(self.stages / f"{self.kind}-{self.key[:12]}")
+
+    @property
+    def done(self) -> bool:
+        return self.dir.manifest() is not None
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """The nodes of one arm and seed, by the name of the link to each."""
+
+    arm: str
+    seed: int
+    links: dict[str, Node]
+
+
+class Plan:
+    """All nodes of an experiment. Loads the prompts, since their digests are inputs."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.folder = experiment.folder
+        self.stages = self.folder / "stages"
+        self.arms = {name: experiment.arm(name) for name in experiment.arms}
+        self._sets: dict[str, prompts.PromptSet] = {}
+        self._models: dict[str, str] = {}
+        self._open: list[str] = []
+        self._nodes: dict[str, Node] = {}
+        self.rows = [
+            ArmPlan(name, seed, self._links(name, seed))
+            for seed in experiment.seeds
+            for name in self.arms
+        ]
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node once, each after those it needs."""
+        seen: set[str] = set()
+
+        def visit(node: Node) -> Iterator[Node]:
+            if node.key in seen:
+                return
+            for need in node.needs:
+                yield from visit(need)
+            seen.add(node.key)
+            yield node
+
+        for row in self.rows:
+            for node in row.links.values():
+                yield from visit(node)
+
+    def prompt_set(self, arm: Arm) -> prompts.PromptSet:
+        key = digest(arm.prompts.model_dump(mode="json"))
+        if key not in self._sets:
+            self._sets[key] = prompts.load(arm.prompts)
+        return self._sets[key]
+
+    def _links(self, name: str, seed: int) -> dict[str, Node]:
+        arm = self.arms[name]
+        links = {"1_prompts": self._prompts(name)}
+        if arm.train is not None:
+            for suffix, (sample, score) in self._pools(name, seed).items():
+                links[f"2_sample{suffix}"] = sample
+                links[f"3_score{suffix}"] = score
+            links["4_select"] = self._select(name, seed)
+            links["5_train"] = self._train(name, seed)
+        evaluate = self._evaluate(name, seed)
+        links["6_eval_sample"], links["6_eval_score"] = evaluate.needs
+        links["6_evaluate"] = evaluate
+        return links
+
+    def _node(
+        self, kind: str, label: str, inputs: dict[str, Any], *needs: Node, **job: Any
+    ) -> Node:
+        late = job.pop("late", False)
+        node = Node(kind, label, inputs, needs, job, self.stages, late)
+        # Arms that share a node get the same object, with the first one's label.
+        node = self._nodes.setdefault(node.key, node)
+        node.job.update(folder=str(node.dir.path), label=node.label)
+        return node
+
+    def _prompts(self, name: str) -> Node:
+        got = self.prompt_set(self.arms[name])
+        rows = sorted((p.id, p.answer, p.solution, p.kind) for p in got.train)
+        held = sorted((p.id, p.answer, p.solution, p.kind) for p in got.eval)
+        inputs = {"kind": "prompts", "train": digest(rows), "eval": digest(held)}
+        return self._node("prompts", f"prompts ({name})", inputs, set=got)
+
+    def _model(self, arm: Arm) -> dict[str, Any]:
+        """What of the model is part of an id: its weights, and how text becomes tokens."""
+        base = arm.model.base
+        if base not in self._models:
+            self._models[base] = model_digest(base, arm.model.revision)
+        return {"base": base, "weights": self._models[base], "chat": chat_digest(arm.chat)}
+
+    def _policy(self, policy: str, seed: int) -> Node | None:
+        return None if policy == "base" else self._train(policy.removeprefix("arm:"), seed)
+
+    def _sample(
+        self, name: str, split: str, use: str, decoding: Decoding, policy: Node | None, seed: int
+    ) -> Node:
+        arm, data = self.arms[name], self._prompts(name)
+        got = self.prompt_set(arm)
+        split_rows = got.train if split == "train" else got.eval
+        model = self._model(arm)
+        settings = {k: v for k, v in decoding.model_dump().items() if k in Decoding.model_fields}
+        if use == "reference":
+            drawn = {"solutions": prompts.solutions_digest(split_rows)}
+        else:
+            drawn = {k: v for k, v in settings.items() if k not in ("n", "logprobs")}
+            drawn["policy"] = "base" if policy is None else policy.key
+            if decoding.temperature > 0:
+                drawn["seed"] = seed
+        # The pool is what a candidate's id is made of, with its prompt and index.
+        pool = {"kind": "sample", "use": use, "model": model, "decoding": drawn}
+        inputs = {
+            **pool,
+            "n": settings["n"],
+            "logprobs": settings["logprobs"],
+            "questions": prompts.questions_digest(split_rows),
+            "max_len": arm.model.max_len,
+            "source": components.source_digest("samplers", use),
+        }
+        late = split == "eval"
+        return self._node(
+            "sample",
+            f"{'evaluate' if late else 'sample'} ({name}, seed {seed})",
+            inputs,
+            *(n for n in (data, policy) if n is not None),
+            late=late,
+            split=split,
+            prompts=str(data.dir.path / split),
+            model=arm.model.model_dump(mode="json"),
+            chat=arm.chat.model_dump(mode="json"),
+            engine=(arm.eval if late else arm.sample).engine.model_dump(mode="json"),
+            use=use,
+            decoding=settings,
+            adapter=str(policy.dir.path) if policy else None,
+            pool=digest(pool),
+        )
+
+    def _score(self, name: str, split: str, sample: Node) -> Node:
+        arm, data = self.arms[name], self._prompts(name)
+        got = self.prompt_set(arm)
+        scorers = [
+            {**s.model_dump(), "source": components.source_digest("scorers", s.use)}
+            for s in arm.score
+        ]
+        inputs = {
+            "kind": "score",
+            "candidates": sample.key,
+            "gold": prompts.gold_digest(got.train if split == "train" else got.eval),
+            "score": scorers,
+        }
+        return self._node(
+            "score",
+            f"score {sample.label.removeprefix('sample ')}",
+            inputs,
+            data,
+            sample,
+            late=sample.late,
+            prompts=str(data.dir.path / split),
+            sample=str(sample.dir.path),
+            scorers=[s.model_dump() for s in arm.score],
+        )
+
+    def _pools(self, name: str, seed: int) -> dict[str, tuple[Node, Node]]:
+        """Link suffix -> (candidates, their scores): references, then each policy's samples."""
+        arm = self.arms[name]
+        assert arm.train is not None
+        found: dict[str, Node] = {}
+        if arm.train.include_reference or arm.sample.use == "reference":
+            once = Decoding(n=1)
+            found["_reference"] = self._sample(name, "train", "reference", once, None, seed)
+        if arm.sample.use != "reference":
+            for policy in arm.sample.policies:
+                suffix = "" if len(arm.sample.policies) == 1 else f"_{policy.replace(':', '_')}"
+                node = self._policy(policy, seed)
+                found[suffix] = self._sample(name, "train", arm.sample.use, arm.sample, node, seed)
+        return {suffix: (node, self._score(name, "train", node)) for suffix, node in found.items()}
+
+    def _select(self, name: str, seed: int) -> Node:
+        arm, data = self.arms[name], self._prompts(name)
+        pools = list(self._pools(name, seed).values())
+        specs, slices, needs = [], [], [data]
+        for component in arm.select:
+            args, counts, keyed = dict(component.args), {}, dict(component.args)
+            for key, value in component.args.items():
+                if isinstance(value, str) and value.startswith("arm:"):
+                    other = self._guarded(self._select, value.removeprefix("arm:"), seed)
+                    counts[key], keyed[key] = str(other.dir.path), other.key
+                    needs.append(other)
+            if "seed" in components.parameters("selectors", component.use) and "seed" not in args:
+                args["seed"] = keyed["seed"] = seed
+            # Bound now, so that a wrong argument is found before anything is sampled.
+            components.check_args("selectors", Component(use=component.use, args=args))
+            specs.append({"use": component.use, "args": args, "counts": counts})
+            source = components.source_digest("selectors", component.use)
+            slices.append({"use": component.use, "args": keyed, "source": source})
+        inputs = {"kind": "select", "pools": [score.key for _, score in pools], "select": slices}
+        return self._node(
+            "select",
+            f"select ({name}, seed {seed})",
+            inputs,
+            *needs,
+            *(node for pair in pools for node in pair),
+            prompts=str(data.dir.path / "train"),
+            pools=[{"sample": str(a.dir.path), "score": str(b.dir.path)} for a, b in pools],
+            selectors=specs,
+            model=arm.model.model_dump(mode="json"),
+            chat=arm.chat.model_dump(mode="json"),
+            must_sample=arm.sample.use != "reference",
+        )
+
+    def _train(self, name: str, seed: int) -> Node:
+        if name not in self.arms or self.arms[name].train is None:
+            raise ConfigError(f"arm {name!r} trains nothing, so it has no policy to sample from")
+        return self._guarded(self._train_node, name, seed)
+
+    def _train_node(self, name: str, seed: int) -> Node:
+        arm = self.arms[name]
+        assert arm.train is not None
+        select = self._select(name, seed)
+        settings = arm.train.model_dump(mode="json")
+        # These change speed, memory or safety, not what is learnt.
+        for speed in ("launch", "checkpoint_every", "tokens_per_batch", "gradient_checkpointing"):
+            settings.pop(speed)
+        settings.pop("include_reference")
+        match = None
+        if arm.train.match_steps:
+            match = self._train(arm.train.match_steps.removeprefix("arm:"), seed)
+            settings["match_steps"] = match.key
+        inputs = {
+            "kind": "train",
+            "rows": select.key,
+            "weights": self._model(arm)["weights"],
+            "train": settings,
+            "seed": seed,
+        }
+        return self._node(
+            "train",
+            f"train ({name}, seed {seed})",
+            inputs,
+            *(n for n in (select, match) if n is not None),
+            model=arm.model.model_dump(mode="json"),
+            train=arm.train.model_dump(mode="json"),
+            seed=seed,
+            rows=str(select.dir.path / "train"),
+            match=str(match.dir.path) if match else None,
+        )
+
+    def _evaluate(self, name: str, seed: int) -> Node:
+        arm = self.arms[name]
+        policy = None if arm.train is None else self._train(name, seed)
+        sample = self._sample(name, "eval", arm.eval.use, arm.eval, policy, seed)
+        score = self._score(name, "eval", sample)
+        return self._node(
+            "evaluate",
+            f"evaluate ({name}, seed {seed})",
+            {"kind": "evaluate", "scores": score.key},
+            sample,
+            score,
+            late=True,
+            sample=str(sample.dir.path),
+            score=str(score.dir.path),
+        )
+
+    def _guarded(self, make: Any, name: str, seed: int) -> Node:
+        """Follows a reference to an arm, and refuses to go round in a circle."""
+        step = f"{make.__name__.strip('_')} {name}"
+        if step in self._open:
+            arms = [s.split()[1] for s in self._open[self._open.index(step) :]] + [name]
+            raise ConfigError(f"arms: {' -> '.join(dict.fromkeys(arms))} -> {name}: a circle")
+        self._open.append(step)
+        try:
+            node: Node = make(name, seed)
+        finally:
+            self._open.pop()
+        return node

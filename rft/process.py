@@ -1,0 +1,83 @@
+"""What every stage process shares: how it dies, how it fails, how it shows progress.
+
+A stage runs as its own process so that its memory is free for the next. Its output goes to a log
+file; what people should see goes to the terminal through a descriptor that the runner names in
+RFT_TERMINAL. A stage dies with the runner, so a killed run never leaves one behind that writes.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rft.types import RftError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent ends (prctl PR_SET_PDEATHSIG = 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() == 1 and os.environ.get("RFT_TERMINAL"):
+        os._exit(1)  # the parent was gone before we asked
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Prints to the terminal of whoever started the run, past the log file."""
+    data = (text + end).encode()
+    try:
+        os.write(int(os.environ.get("RFT_TERMINAL", "2")), data)
+    except OSError:
+        sys.stderr.write(text + end)
+
+
+def stage_main(run: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Runs a stage on the jobs of the JSON file named on the command line.
+
+    Exit codes: 0 done, 2 an RftError (printed with its fix), 130 interrupted with rows kept.
+    """
+    die_with_parent()
+    try:
+        run(json.loads(Path(sys.argv[1]).read_text()))
+    except RftError as fault:
+        say(f"error: {fault}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+class Progress:
+    """A line of progress: rewritten on a terminal, printed every 15 seconds elsewhere.
+
+    done counts rows; `note` is a short figure such as a rate or a loss.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0):
+        self.label, self.total, self.done, self._from = label, total, done, done
+        self._start = self._last = time.monotonic()
+        fd = int(os.environ.get("RFT_TERMINAL", "2"))
+        self._live = os.isatty(fd)
+        self._shown = False
+
+    def step(self, rows: int = 1, note: str = "") -> None:
+        self.done += rows
+        now = time.monotonic()
+        if now - self._last < (0.2 if self._live else 15):
+            return
+        self._last = now
+        rate = (self.done - self._from) / max(now - self._start, 1e-9)
+        left = (self.total - self.done) / rate if rate else 0
+        line = f"  {self.label}: {self.done:,}/{self.total:,}, {note + ', ' if note else ''}"
+        line += f"{int(left // 60)}:{int(left % 60):02d} left"
+        say(f"\r{line:<90}" if self._live else line, end="" if self._live else "\n")
+        self._shown = True
+
+    def close(self) -> None:
+        if self._live and self._shown:
+            say("\r" + " " * 91 + "\r", end="")

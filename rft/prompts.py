@@ -1,0 +1,212 @@
+"""Data sets as prompts, and the gate that keeps held-out problems out of training.
+
+A loader returns {split: rows}; a row is a mapping with `question`, and `answer`, `solution` and
+`kind` where there are any. Everything that can be wrong with a row is found here, and named by
+file and line. A prompt's id is a hash of its question, so joins survive any reordering.
+"""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rft import components
+from rft.config import Prompts
+from rft.types import Prompt, RftError, digest
+
+Splits = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Both splits, checked, and the funnel of the training split."""
+
+    train: list[Prompt]
+    eval: list[Prompt]
+    rows_in: int
+    dropped: dict[str, int]
+
+
+def jsonl(
+    *,
+    train: str,
+    eval: str,
+    question: str = "question",
+    answer: str = "answer",
+    solution: str = "solution",
+    kind: str = "kind",
+    answer_after: str | None = None,
+) -> Splits:
+    """Two JSON Lines files. question, answer, solution, kind: names of the columns.
+
+    answer_after: where a column holds a worked solution that ends in, say, `#### 18`, the gold
+    answer is what follows the last such marker (GSM8K: answer=answer, solution=answer).
+    """
+    names = {"question": question, "answer": answer, "solution": solution, "kind": kind}
+    return {
+        split: [_columns(row, names, answer_after, where) for row, where in _lines(Path(path))]
+        for split, path in {"train": train, "eval": eval}.items()
+    }
+
+
+def hf(
+    *,
+    path: str,
+    name: str | None = None,
+    revision: str | None = None,
+    question: str = "question",
+    answer: str = "answer",
+    solution: str = "solution",
+    kind: str = "kind",
+    answer_after: str | None = None,
+) -> Splits:
+    """A data set of the Hugging Face hub, or in a folder (`datasets.load_dataset`)."""
+    import datasets
+
+    names = {"question": question, "answer": answer, "solution": solution, "kind": kind}
+    try:
+        splits = datasets.load_dataset(path, name, revision=revision)
+    except (OSError, ValueError) as fault:
+        raise RftError(
+            f"prompts: cannot load data set {path!r}: {str(fault).splitlines()[0]}. Without a "
+            "network, download the files and use `prompts: {use: jsonl}`."
+        ) from fault
+    return {
+        str(split): [
+            _columns(dict(row), names, answer_after, f"{path} {split} row {i}")
+            for i, row in enumerate(rows)
+        ]
+        for split, rows in splits.items()
+    }
+
+
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise RftError(f"{path}: no such data file: check prompts.args") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise RftError(f"{path}: cannot be read: {fault}") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as fault:
+            raise RftError(f"{where}: not valid JSON: {fault.msg}; one object a line") from None
+        if not isinstance(row, dict):
+            raise RftError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
+        yield row, where
+
+
+def _columns(
+    row: dict[str, Any], names: dict[str, str], answer_after: str | None, where: str
+) -> dict[str, Any]:
+    out = {field: row.get(column) for field, column in names.items()}
+    if out["question"] is None:
+        raise RftError(
+            f"{where}: no column {names['question']!r} (it has {', '.join(map(repr, row))}): set "
+            "prompts.args.question to the column with the question"
+        )
+    if answer_after and isinstance(out["answer"], str):
+        before, marker, after = out["answer"].rpartition(answer_after)
+        out["answer"] = after.strip() if marker else None
+    return {**out, "where": where}
+
+
+def normalised(question: str) -> str:
+    """The question as the gate compares it: no case, spaces, punctuation or accent forms."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", question).casefold())
+
+
+def load(config: Prompts) -> PromptSet:
+    """Loads, checks and gates both splits. Raises RftError naming file, line and fix."""
+    splits = components.make("prompts", config)()
+    for split in (config.train, config.eval):
+        if split not in splits:
+            raise RftError(
+                f"prompts: there is no split {split!r}; {config.use} gives {', '.join(splits)}"
+            )
+    dropped: Counter[str] = Counter()
+    raw_train = splits[config.train]
+    train = _checked(raw_train, config.train, dropped)
+    held_out = _checked(splits[config.eval], config.eval, Counter())
+    for prompt in held_out:
+        if prompt.answer is None:
+            raise RftError(
+                f"prompts: held-out problem without a gold answer: {prompt.question[:80]!r}; "
+                "accuracy needs one for each: add it or leave the problem out"
+            )
+    train, held_out = train[: config.limit_train], held_out[: config.limit_eval]
+    dropped["over_limit"] += max(0, len(raw_train) - sum(dropped.values()) - len(train))
+    held = {normalised(p.question): p for p in held_out}
+    leaked = [p for p in train if normalised(p.question) in held]
+    if leaked and config.leakage == "error":
+        raise RftError(
+            f"prompts: {len(leaked)} training questions are also held out, for instance "
+            f"{leaked[0].question[:80]!r}. Take them out, or set prompts.leakage=drop."
+        )
+    dropped["held_out"] += len(leaked)
+    train = [p for p in train if normalised(p.question) not in held]
+    if not train:
+        raise RftError("prompts: no training problem is left")
+    return PromptSet(train, held_out, len(raw_train), {k: v for k, v in dropped.items() if v})
+
+
+def _checked(raw: list[dict[str, Any]], split: str, dropped: Counter[str]) -> list[Prompt]:
+    if not raw:
+        raise RftError(f"prompts: split {split!r} is empty")
+    seen: dict[str, tuple[Prompt, str]] = {}
+    for number, row in enumerate(raw, 1):
+        where = row.get("where") or f"prompts: {split} row {number}"
+        question = row.get("question")
+        if not isinstance(question, str) or not question.strip():
+            raise RftError(f"{where}: the question is empty or not text: mend or remove the row")
+        prompt = Prompt(
+            id=digest(question),
+            question=question,
+            answer=_text(row.get("answer"), where, "answer"),
+            solution=_text(row.get("solution"), where, "solution"),
+            kind=_text(row.get("kind"), where, "kind"),
+        )
+        if prompt.id not in seen:
+            seen[prompt.id] = prompt, where
+            continue
+        other, first = seen[prompt.id]
+        if other.answer != prompt.answer:
+            raise RftError(
+                f"{where}: the same question as {first}, with the answer {prompt.answer!r} instead "
+                f"of {other.answer!r}: keep one of the two"
+            )
+        dropped["duplicate"] += 1
+    return [prompt for prompt, _ in seen.values()]
+
+
+def _text(value: Any, where: str, field: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(int(value)) if float(value).is_integer() else repr(value)
+    raise RftError(f"{where}: {field} must be text or a number, not {type(value).__name__}")
+
+
+def questions_digest(prompts: Iterable[Prompt]) -> str:
+    """What sampling depends on: which questions there are, not their answers."""
+    return digest(sorted(p.id for p in prompts))
+
+
+def gold_digest(prompts: Iterable[Prompt]) -> str:
+    """What scoring depends on besides: the gold answers."""
+    return digest(sorted((p.id, p.answer) for p in prompts))
+
+
+def solutions_digest(prompts: Iterable[Prompt]) -> str:
+    """What the reference sampler depends on: the worked solutions."""
+    return digest(sorted([p.id, p.solution] for p in prompts))

@@ -1,0 +1,182 @@
+"""A run on disk: stage folders by key, a manifest that is written last, links by arm, a lock.
+
+    runs/NAME/stages/sample-3fa9c1d2e4b5/   stage.json, parts, manifest.json
+    runs/NAME/rft/seed0/2_sample            link to the stage that this arm and seed use
+    runs/NAME/report/
+
+A stage's key is the hash of everything its result depends on, each under a name, so that arms with
+the same settings share a folder, and a change can be named. `manifest.json` is written after all
+else: its existence means that the stage is complete.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rft
+from rft import rows
+from rft.types import RftError, digest
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """One stage's folder."""
+
+    path: Path
+
+    def inputs(self) -> dict[str, Any] | None:
+        """What the key of this folder was made of; None if the stage was never begun."""
+        return _json(self.path / "stage.json")
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The finished stage's record; None while it is not finished."""
+        return _json(self.path / "manifest.json")
+
+    def begin(self, kind: str, inputs: dict[str, Any]) -> None:
+        """Makes the folder. Idempotent, so a resumed stage calls it again."""
+        if self.inputs() is None:
+            record = {"kind": kind, "key": digest(inputs), "inputs": inputs}
+            rows.write_bytes(self.path / "stage.json", to_json(record))
+
+    def commit(self, started: float, **record: Any) -> None:
+        """Writes the manifest. started: time.time() of when this attempt began."""
+        files = {
+            str(p.relative_to(self.path)): p.stat().st_size
+            for p in sorted(self.path.rglob("*"))
+            if p.is_file() and not p.name.startswith(".") and p.suffix != ".torn"
+        }
+        previous = _json(self.path / ".seconds") or 0.0
+        manifest = {
+            **record,
+            "files": files,
+            "seconds": round(time.time() - started + float(previous), 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "rft": rft.__version__,
+        }
+        rows.write_bytes(self.path / "manifest.json", to_json(manifest))
+
+    def check(self) -> str | None:
+        """Why a finished stage is not whole any more, by file sizes; None if it is."""
+        manifest = self.manifest()
+        for name, size in (manifest or {}).get("files", {}).items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        return None
+
+    def reopen(self) -> None:
+        """Takes the manifest away, so that the missing rows are made again."""
+        rows.parts(self.path)
+        (self.path / "manifest.json").unlink(missing_ok=True)
+
+
+def to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError:
+        # Only a torn disk makes one, since files are renamed into place: treat it as unwritten.
+        return None
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`name: before -> after` for each named input that differs."""
+    before, after = flatten(old), flatten(new)
+    out = []
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            out.append(f"{name}: {_short(before.get(name))} -> {_short(after.get(name))}")
+    return out
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """A nested mapping as {dotted path: leaf}."""
+    if isinstance(value, dict) and value:
+        out: dict[str, Any] = {}
+        for key, inner in value.items():
+            out.update(flatten(inner, f"{path}.{key}" if path else str(key)))
+        return out
+    return {path: value}
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[int]:
+    """Holds the run's folder for this process and, through the descriptor, for its stages."""
+    with rows.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 100).decode() or "another process"
+            raise RftError(
+                f"{folder}: in use by {owner}. Wait for it to end, or start a run of another name "
+                "with name=NEW_NAME."
+            ) from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()}".encode())
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def link(place: Path, target: Path) -> None:
+    """Makes `place` a relative link to `target`, replacing an older link."""
+    with rows.disk_errors(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        relative = os.path.relpath(target, place.parent)
+        if place.is_symlink():
+            if os.readlink(place) == relative:
+                return
+            place.unlink()
+        place.symlink_to(relative)
+
+
+def file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def model_digest(base: str, revision: str | None) -> str:
+    """Identity of a model: a folder's files, or a hub name with its revision.
+
+    Of files over 8 MiB only size, first and last MiB are read: hashing hundreds of gigabytes at
+    every start would cost more than the check is worth.
+    """
+    folder = Path(base)
+    if not folder.is_dir():
+        return digest("hub", base, revision)
+    seen = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in {".json", ".safetensors", ".jinja", ".model", ".bin", ".txt"}:
+            continue
+        size = path.stat().st_size
+        if size <= 8 << 20:
+            seen.append([path.name, file_digest(path)])
+            continue
+        with open(path, "rb") as file:
+            head = hashlib.sha256(file.read(1 << 20))
+            file.seek(-(1 << 20), os.SEEK_END)
+            head.update(file.read())
+        seen.append([path.name, size, head.hexdigest()])
+    return digest("folder", seen)

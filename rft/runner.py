@@ -1,0 +1,330 @@
+"""Runs a plan: one process for each batch of stages of a kind, and never a finished stage again.
+
+Ready stages of one kind run in one process, because starting Python, torch or an engine costs more
+than many stages do. Evaluation comes last, so that one engine serves every arm and seed.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rft import process, rows, rundir
+from rft.config import Experiment, config_digest, dump
+from rft.plan import Node, Plan
+from rft.types import Prompt, RftError, digest
+
+KINDS = ("prompts", "sample", "score", "select", "train", "evaluate")
+"""In order of urgency: what is ready and comes first here runs first."""
+
+
+def run(experiment: Experiment, until: str | None = None, update: bool = False) -> Path:
+    """Runs an experiment up to the stages of kind `until`, or to the end with its report.
+
+    update: let a run folder follow a changed config; stages that no longer fit stay on disk.
+    Returns the run's folder. Raises RftError; everything finished until then is kept.
+    """
+    folder = experiment.folder
+    with rows.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with rundir.lock(folder) as handle:
+        plan = Plan(experiment)
+        _refuse_changes(plan, update)
+        _lay_out(plan)
+        nodes = list(plan.nodes())
+        for node in nodes:
+            fault = node.dir.check()
+            if fault:
+                process.say(f"{node.label}: {fault}: making the missing rows again")
+                node.dir.reopen()
+        _skip_note(nodes)
+        wanted = _needed(nodes, until)
+        while batch := _next_batch(wanted):
+            _run_batch(plan, batch, handle)
+        if until is None:
+            _report(plan, handle)
+    return folder
+
+
+def _needed(nodes: list[Node], until: str | None) -> list[Node]:
+    if until is None:
+        return nodes
+    ends = [n for n in nodes if n.kind == until and (not n.late or until == "evaluate")]
+    kept: dict[str, Node] = {}
+
+    def keep(node: Node) -> None:
+        kept[node.key] = node
+        for need in node.needs:
+            keep(need)
+
+    for node in ends:
+        keep(node)
+    return [n for n in nodes if n.key in kept]
+
+
+def _skip_note(nodes: list[Node]) -> None:
+    done = sum(node.done for node in nodes)
+    if done:
+        process.say(f"{done} of {len(nodes)} stages are done already")
+
+
+def _refuse_changes(plan: Plan, update: bool) -> None:
+    """Names what differs from the config that this folder was begun with."""
+    told: list[str] = []
+    for row in plan.rows:
+        for name, node in row.links.items():
+            place = plan.folder / row.arm / f"seed{row.seed}" / name
+            old = rundir.StageDir(place).inputs() if place.is_symlink() else None
+            if old is None or old["key"] == node.key:
+                continue
+            upstream = {n.key for n in node.needs}
+            changed = [
+                line
+                for line in rundir.changes(old["inputs"], node.inputs)
+                # A stage that differs only in what it reads is named there already.
+                if not any(key in line for key in upstream)
+            ]
+            if changed:
+                told.append(f"  {row.arm}, seed {row.seed}, {name}: " + "; ".join(changed))
+    if told and not update:
+        shown = "\n".join(told[:12]) + (f"\n  and {len(told) - 12} more" if len(told) > 12 else "")
+        raise RftError(
+            f"{plan.folder}: this run was begun with another config:\n{shown}\n"
+            "Use name=NEW_NAME to run beside it, or --update to go on here: what still fits is "
+            "used again, and nothing is deleted."
+        )
+
+
+def _lay_out(plan: Plan) -> None:
+    experiment = plan.experiment
+    rows.write_bytes(plan.folder / "experiment.yaml", dump(experiment).encode())
+    for row in plan.rows:
+        home = plan.folder / row.arm / f"seed{row.seed}"
+        home.mkdir(parents=True, exist_ok=True)
+        stale = {p.name for p in home.iterdir() if p.is_symlink()} - row.links.keys()
+        for name in stale:
+            (home / name).unlink()
+        for name, node in row.links.items():
+            rundir.link(home / name, node.dir.path)
+        one = experiment.model_copy(
+            update={
+                **{
+                    k: getattr(plan.arms[row.arm], k) for k in type(plan.arms[row.arm]).model_fields
+                },
+                "seeds": [row.seed],
+            }
+        )
+        rows.write_bytes(home / "config.yaml", dump(one).encode())
+
+
+def _next_batch(nodes: list[Node]) -> list[Node]:
+    """The most urgent ready stages that one process can run; empty when all are done."""
+    todo = [n for n in nodes if not n.done]
+    for late in (False, True):
+        for kind in KINDS:
+            batch: list[Node] = []
+            for node in todo:
+                if node.kind != kind or node.late != late:
+                    continue
+                if batch and _process_of(node) != _process_of(batch[0]):
+                    continue
+                # A stage may need one of its own kind that runs before it in the same process.
+                if all(need.done or need in batch for need in node.needs):
+                    batch.append(node)
+            if batch:
+                return batch
+    return []
+
+
+def _process_of(node: Node) -> str:
+    """Stages with equal answers can share a process."""
+    if node.kind == "sample":
+        return digest(node.job["use"], node.job["model"], node.job["engine"], node.job["chat"])
+    if node.kind == "train":
+        return str(node.job["train"]["launch"])
+    return ""
+
+
+def _run_batch(plan: Plan, batch: list[Node], lock: int) -> None:
+    labels = ", ".join(node.label for node in batch)
+    process.say(labels if len(batch) < 4 else f"{batch[0].label} and {len(batch) - 1} more")
+    for node in batch:
+        node.dir.path.mkdir(parents=True, exist_ok=True)
+        node.dir.begin(node.kind, node.inputs)
+    started = time.monotonic()
+    if batch[0].kind == "prompts":
+        for node in batch:
+            _write_prompts(node)
+    else:
+        launch = batch[0].job["train"]["launch"] if batch[0].kind == "train" else None
+        _spawn(plan, batch[0].kind, [node.job for node in batch], lock, launch)
+    for node in batch:
+        manifest = node.dir.manifest()
+        if manifest is None:
+            raise RftError(f"{node.label}: its process ended without finishing it")
+        _say_done(node, manifest)
+    process.say(f"  {time.monotonic() - started:.1f} s")
+
+
+def _say_done(node: Node, manifest: dict[str, Any]) -> None:
+    funnel = manifest.get("funnel")
+    if funnel and node.kind in ("sample", "select", "prompts"):
+        lost = ", ".join(f"{n:,} {reason}" for reason, n in funnel["dropped"].items())
+        process.say(
+            f"  {node.label}: {funnel['in']:,} in, {funnel['out']:,} out"
+            + (f" (dropped: {lost})" if lost else "")
+        )
+    if node.kind == "sample":
+        cut = manifest["finish"].get("length", 0)
+        # A budget that is too small is the commonest reason for a run without survivors.
+        if cut > 0.2 * manifest["rows"]:
+            process.say(
+                f"  warning: {cut / manifest['rows']:.0%} of the candidates were cut off at "
+                "max_tokens; they never count as correct. Raise max_tokens."
+            )
+    elif node.kind == "score":
+        process.say(
+            f"  {node.label}: " + ", ".join(f"{n:,} {v}" for v, n in manifest["verdicts"].items())
+        )
+
+
+def _write_prompts(node: Node) -> None:
+    started = time.time()
+    got = node.job["set"]
+    for split, prompts in (("train", got.train), ("eval", got.eval)):
+        if not rows.parts(node.dir.path / split):
+            rows.write_part(node.dir.path / split, prompts, Prompt)
+    node.dir.commit(
+        started,
+        rows=len(got.train),
+        held_out=len(got.eval),
+        with_answer=sum(p.answer is not None for p in got.train),
+        with_solution=sum(p.solution is not None for p in got.train),
+        funnel={"in": got.rows_in, "out": len(got.train), "dropped": got.dropped},
+    )
+
+
+def _spawn(
+    plan: Plan, kind: str, jobs: list[dict[str, Any]], lock: int, launch: str | None
+) -> None:
+    """Runs a stage's process to its end. Raises RftError, or KeyboardInterrupt after Ctrl-C."""
+    logs = plan.folder / "logs"
+    stamp = time.strftime("%m%d-%H%M%S")
+    log = logs / f"{stamp}-{kind}.log"
+    job_file = logs / f"{stamp}-{kind}.json"
+    rows.write_bytes(job_file, rundir.to_json(jobs))
+    command = [sys.executable, "-m", f"rft.stages.{kind}", str(job_file)]
+    if kind == "train":
+        command = _accelerate(launch) + command[1:]
+    terminal = os.dup(2)
+    try:
+        with open(log, "wb") as out:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                pass_fds=(terminal, lock),
+                env={**os.environ, **_environment(), "RFT_TERMINAL": str(terminal)},
+            )
+            _wait(child)
+    finally:
+        os.close(terminal)
+    if child.returncode == process.INTERRUPTED:
+        raise KeyboardInterrupt
+    if child.returncode:
+        told = log.read_text(errors="replace").splitlines()[-12:]
+        by = "" if child.returncode > 0 else f" by {signal.Signals(-child.returncode).name}"
+        # An RftError was printed by the stage itself; anything else is shown from its log.
+        if child.returncode == 2 or f"exitcode  : {2}" in "\n".join(told):
+            raise RftError(f"the {kind} stage stopped (above); its log is {log}")
+        raise RftError(
+            f"the {kind} stage was ended{by} (exit code {child.returncode}). Finished rows are "
+            f"kept; the same command goes on from there. Last lines of {log}:\n"
+            + "\n".join(f"  | {line}" for line in told)
+        )
+
+
+def _wait(child: subprocess.Popen[bytes]) -> None:
+    """Waits; after Ctrl-C, which the child gets too, lets it write what it holds."""
+    try:
+        child.wait()
+    except KeyboardInterrupt:
+        process.say("\nstopping: writing what is finished ...")
+        try:
+            child.send_signal(signal.SIGINT)
+            child.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        raise
+
+
+def _accelerate(launch: str | None) -> list[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    if launch:
+        return [*command, "--config_file", launch, "-m"]
+    one = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    return [*command, *one.split(), "-m"]
+
+
+def _environment() -> dict[str, str]:
+    """Libraries that phone home or print banners are asked not to; the user's settings win."""
+    quiet = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {k: v for k, v in quiet.items() if k not in os.environ}
+
+
+def report(experiment: Experiment) -> None:
+    """Compares the arms of a finished run and writes its report. Raises RftError."""
+    with rundir.lock(experiment.folder) as handle:
+        plan = Plan(experiment)
+        missing = [node.label for node in plan.nodes() if not node.done]
+        if missing:
+            raise RftError(
+                f"{plan.folder}: {len(missing)} stages are not done, the first is {missing[0]}: "
+                "`rft run` does them and reports"
+            )
+        _report(plan, handle)
+
+
+def _report(plan: Plan, lock: int) -> None:
+    experiment = plan.experiment
+    entries = []
+    for row in plan.rows:
+        link = {name: str(node.dir.path) for name, node in row.links.items()}
+        samples = [n for n in link if n.startswith("2_sample") and n != "2_sample_reference"]
+        scores = [n for n in link if n.startswith("3_score") and n != "3_score_reference"]
+        entries.append(
+            {
+                "arm": row.arm,
+                "seed": row.seed,
+                "prompts": link["1_prompts"],
+                "sample": link[samples[0]] if samples else None,
+                "score": link[scores[0]] if scores else None,
+                "select": link.get("4_select"),
+                "train": link.get("5_train"),
+                "eval_sample": link["6_eval_sample"],
+                "eval_score": link["6_eval_score"],
+                "eval": link["6_evaluate"],
+            }
+        )
+    job = {
+        "folder": str(plan.folder / "report"),
+        "name": experiment.name,
+        "config": experiment.model_dump(mode="json"),
+        "digest": config_digest(experiment),
+        "level": experiment.compare.level,
+        "resamples": experiment.compare.resamples,
+        "baseline": experiment.compare.baseline,
+        "k": experiment.eval.k,
+        "arms": entries,
+    }
+    _spawn(plan, "report", [job], lock, None)

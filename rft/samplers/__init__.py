@@ -1,0 +1,1 @@
+"""Where candidates come from: one file per sampler, named as `use:` names it."""

@@ -1,0 +1,483 @@
+"""The default sampler: requests pulled into a running vLLM engine, finished ones yielded at once.
+
+`LLM.generate` wants every request before it starts and gives every answer after it ends. This goes
+one level lower, to the same engine's `add_request` and `step`, and keeps it just full: at most
+twice `max_num_seqs` requests are inside, so the caller's iterator runs no further ahead than that,
+and a killed run loses no more. Each sample is its own request with its own seed; the key-value
+cache of a prompt is shared through vLLM's prefix cache.
+
+Log-probabilities are of the model itself: log-softmax of the raw logits, before temperature,
+penalties and truncation (vLLM's `logprobs_mode=raw_logprobs`), in nats.
+
+How far a seed holds. The random numbers of a sample depend on its seed alone: not on the order of
+requests, on what else is in the batch, or on a resume. Its logits do depend on the batch, in the
+last bits: matrix products of other sizes add in another order. Where two tokens' chances are
+within that rounding, a token, and so the rest of that sample, can differ. SEEDS_MEASURED
+
+On a CPU (all measured with SmolLM2-135M): float32; key-value blocks of 32 tokens, since with the
+default of 128 short prompts are never shared; prefill in one step, because vLLM 0.32 dies on a
+seeded request whose prompt is prefilled in several (`CPU Generator does not use offset`); LoRA by
+one matrix product per adapter, see `_group_lora_by_adapter`. On a GPU vLLM's own defaults stay.
+"""
+
+import difflib
+import itertools
+import json
+import os
+import time
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rft.config import Decoding, Engine, Model
+from rft.samplers._beam import Beam, BeamSearch
+from rft.samplers._common import budget, candidate, completion_text
+from rft.types import Candidate, Finish, Request, RftError, Sampler, Setup
+
+OURS = {
+    "model": "model.base",
+    "tokenizer": "model.base",
+    "revision": "model.revision",
+    "max_model_len": "model.max_len",
+    "trust_remote_code": "model.trust_remote_code",
+    "enable_lora": "sample.policy",
+    "logprobs_mode": None,
+}
+"""Engine arguments that decide what a sample is, so they can't be in `engine.extra`; and the
+setting to use in their place."""
+
+MAX_LORAS = 8
+"""Adapters that may share one batch; each takes a slot of memory."""
+
+
+def vllm(setup: Setup) -> Sampler:
+    """`use: vllm`. Starts the engine; raises RftError if it can't be had."""
+    if setup.engine.data_parallel > 1:
+        from rft.samplers._replicas import Replicas
+
+        return Replicas(setup)
+    return VllmSampler(setup)
+
+
+class VllmSampler:
+    """One engine in this process (in worker processes of vLLM's with tensor_parallel)."""
+
+    def __init__(self, setup: Setup):
+        began = time.monotonic()
+        _set_environment(setup.model, setup.engine)
+        try:
+            import vllm
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.platforms import current_platform
+        except ImportError as fault:
+            raise RftError(
+                f"sample.use: vllm: it cannot be imported ({fault}). Install it (`pip install "
+                "'rft[cpu]'` or `'rft[gpu]'`), or set sample.use: transformers"
+            ) from fault
+        self._setup = setup
+        self._max_len = setup.model.max_len
+        on_cpu = current_platform.is_cpu()
+        args = engine_args(setup, on_cpu)
+        known = [name for name in EngineArgs.__dataclass_fields__ if name != "model"]
+        for name in setup.engine.extra:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise RftError(f"engine.extra.{name}: vLLM has no such engine argument{hint}")
+        if on_cpu and setup.adapters:
+            _group_lora_by_adapter()
+        try:
+            self._llm = vllm.LLM(**args)
+        except Exception as fault:
+            raise RftError(_start_advice(setup, on_cpu, fault)) from fault
+        self._engine = self._llm.llm_engine
+        limits = self._engine.vllm_config.scheduler_config
+        self._room = 2 * limits.max_num_seqs
+        self._adapters = {
+            path: vllm.lora.request.LoRARequest(f"adapter{i}", i, path)
+            for i, path in enumerate(setup.adapters, start=1)
+        }
+        self._end_ids = _end_ids(self._llm, setup)
+        self._beams: dict[str, _BeamJob] = {}
+        self._single: dict[str, Request] = {}
+        self._count = itertools.count()
+        self._stats = dict.fromkeys(("requests", "prompt_tokens", "cached_tokens", "tokens"), 0)
+        self._seconds = 0.0
+        self._start_s = time.monotonic() - began
+
+    def sample(self, requests: Iterator[Request]) -> Iterator[Candidate]:
+        """Pulls requests while there is room, and yields candidates in the order they finish.
+
+        Raises RftError for a prompt of model.max_len tokens or more, an adapter that the set-up
+        doesn't name, or a decoding setting that vLLM lacks.
+        """
+        pulled = _Peekable(requests)
+        try:
+            while True:
+                while len(self._single) + len(self._beams) < self._room and pulled.more():
+                    self._submit(pulled)
+                if not self._single and not self._beams:
+                    return
+                began = time.monotonic()
+                done = [c for out in self._engine.step() if out.finished for c in self._take(out)]
+                self._seconds += time.monotonic() - began
+                yield from done
+        finally:
+            # The caller stopped early, or a request was bad: leave an empty engine behind.
+            self._engine.abort_request([*self._single, *self._beams])
+            self._single.clear()
+            self._beams.clear()
+
+    def _submit(self, pulled: "_Peekable") -> None:
+        request = pulled.next()
+        tokens = budget(request, self._max_len)
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise RftError(f"adapter {request.adapter}: not among those the sampler was set up for")
+        if not request.decoding.beam_width:
+            key = str(next(self._count))
+            self._single[key] = request
+            self._add(
+                key, request, request.prompt_token_ids, _params(request.decoding, request, tokens)
+            )
+            return
+        if request.decoding.repetition_penalty != 1:
+            raise RftError(
+                "sample.repetition_penalty: vLLM's beam search has none: set it to 1, or "
+                "sample.use: transformers"
+            )
+        siblings = [request]
+        while pulled.more() and _same_search(pulled.peek(), request):
+            siblings.append(pulled.next())
+        self._beam_step(_BeamJob(siblings, tokens, self._end_ids, self._setup))
+
+    def _add(self, key: str, request: Request, token_ids: tuple[int, ...], params: Any) -> None:
+        from vllm.inputs.engine import tokens_input
+
+        lora = self._adapters[request.adapter] if request.adapter else None
+        self._engine.add_request(key, tokens_input(list(token_ids)), params, lora_request=lora)
+
+    def _beam_step(self, job: "_BeamJob") -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        width = min(job.search.keep, self._engine.model_config.get_vocab_size())
+        for beam in job.search.running:
+            key = str(next(self._count))
+            job.waiting.append(key)
+            self._beams[key] = job
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=1,
+                logprobs=width,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._add(key, job.first, job.first.prompt_token_ids + beam.token_ids, params)
+
+    def _take(self, out: Any) -> list[Candidate]:
+        """Candidates that a finished engine output completes."""
+        self._stats["prompt_tokens"] += len(out.prompt_token_ids)
+        self._stats["cached_tokens"] += out.num_cached_tokens or 0
+        if out.request_id in self._beams:
+            return self._take_beam(self._beams.pop(out.request_id), out)
+        request = self._single.pop(out.request_id)
+        got = out.outputs[0]
+        finish = {"stop": Finish.STOP, "length": Finish.LENGTH}.get(got.finish_reason)
+        if finish is None:
+            raise RftError(f"vLLM ended request {request.id} with {got.finish_reason!r}: see the log")
+        self._stats["requests"] += 1
+        self._stats["tokens"] += len(got.token_ids)
+        # logprobs=0 leaves one entry a position in vLLM's flat form: the sampled token's.
+        logprobs = tuple(got.logprobs.logprobs)
+        return [
+            candidate(request, self._setup.renderer, tuple(got.token_ids), logprobs, finish)
+        ]
+
+    def _take_beam(self, job: "_BeamJob", out: Any) -> list[Candidate]:
+        job.options[out.request_id] = [
+            (token, entry.logprob) for token, entry in out.outputs[0].logprobs[0].items()
+        ]
+        if len(job.options) < len(job.waiting):
+            return []
+        job.search.advance([job.options[key] for key in job.waiting])
+        job.waiting.clear()
+        job.options.clear()
+        if not job.search.done:
+            self._beam_step(job)
+            return []
+        found = job.candidates()
+        self._stats["requests"] += len(found)
+        self._stats["tokens"] += sum(len(c.token_ids) for c in found)
+        return found
+
+    def stats(self) -> dict[str, float]:
+        """Counts, and seconds spent inside the engine (the caller's time is not in them)."""
+        seconds, prompt_tokens = self._seconds, self._stats["prompt_tokens"]
+        return {
+            **self._stats,
+            "prefix_cache_hit_rate": self._stats["cached_tokens"] / max(1, prompt_tokens),
+            "seconds": seconds,
+            "tokens_per_s": self._stats["tokens"] / seconds if seconds else 0.0,
+            "engine_start_s": self._start_s,
+        }
+
+    def close(self) -> None:
+        self._engine.engine_core.shutdown()
+
+
+class _Peekable:
+    """An iterator that can be looked at one element ahead."""
+
+    def __init__(self, source: Iterator[Request]):
+        self._source = source
+        self._ahead: list[Request] = []
+
+    def more(self) -> bool:
+        if not self._ahead:
+            self._ahead.extend(itertools.islice(self._source, 1))
+        return bool(self._ahead)
+
+    def peek(self) -> Request:
+        return self._ahead[0]
+
+    def next(self) -> Request:
+        return self._ahead.pop()
+
+
+def _same_search(a: Request, b: Request) -> bool:
+    return (a.prompt_token_ids, a.adapter) == (b.prompt_token_ids, b.adapter) and (
+        a.decoding == b.decoding
+    )
+
+
+class _BeamJob:
+    """One prompt's beam search, and the requests that its results answer by index."""
+
+    def __init__(
+        self, requests: list[Request], tokens: int, end_ids: frozenset[int], setup: Setup
+    ):
+        self.requests, self.first = requests, requests[0]
+        self.renderer = setup.renderer
+        stop = self.first.decoding.stop
+
+        def stopped(token_ids: tuple[int, ...]) -> bool:
+            if not stop:
+                return False
+            return completion_text(self.renderer, token_ids, stop) != self.renderer.decode(
+                token_ids
+            )
+
+        self.search = BeamSearch(self.first.decoding.beam_width, tokens, end_ids, stopped)
+        self.waiting: list[str] = []
+        self.options: dict[str, list[tuple[int, float]]] = {}
+
+    def candidates(self) -> list[Candidate]:
+        return [self._candidate(request) for request in self.requests]
+
+    def _candidate(self, request: Request) -> Candidate:
+        beam: Beam = self.search.finished[request.index]
+        finish = Finish.STOP if self.search.ended(beam) else Finish.LENGTH
+        return candidate(request, self.renderer, beam.token_ids, beam.logprobs, finish)
+
+
+def _params(decoding: Decoding, request: Request, tokens: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        top_k=decoding.top_k,
+        min_p=decoding.min_p,
+        repetition_penalty=decoding.repetition_penalty,
+        seed=request.seed % (1 << 63) if decoding.temperature else None,
+        stop=decoding.stop,
+        max_tokens=tokens,
+        logprobs=0,
+        flat_logprobs=True,
+        # Text is decoded once at the end; only stop strings need it on the way.
+        detokenize=bool(decoding.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def engine_args(setup: Setup, on_cpu: bool) -> dict[str, Any]:
+    """Arguments for `vllm.LLM`. Raises RftError for an `engine.extra` that can't be."""
+    model, engine = setup.model, setup.engine
+    compiled = engine.compile if engine.compile is not None else not on_cpu
+    args: dict[str, Any] = {
+        "model": model.base,
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "max_model_len": model.max_len,
+        "dtype": "float32" if on_cpu and engine.dtype == "auto" else engine.dtype,
+        "max_num_seqs": engine.max_num_seqs or (64 if on_cpu else 256),
+        "tensor_parallel_size": engine.tensor_parallel,
+        "enable_prefix_caching": True,
+        "enforce_eager": not compiled,
+        "disable_log_stats": True,
+        "seed": 0,
+        # Beam search asks for more than the default of 20.
+        "max_logprobs": -1,
+    }
+    if on_cpu:
+        args |= {
+            "kv_cache_memory_bytes": int(engine.kv_cache_gb * (1 << 30)),
+            "block_size": 32,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(2048, model.max_len),
+        }
+    else:
+        args["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    if setup.adapters:
+        args |= {
+            "enable_lora": True,
+            "max_lora_rank": lora_rank(setup.adapters),
+            "max_loras": min(len(setup.adapters), MAX_LORAS),
+            "max_cpu_loras": len(setup.adapters),
+        }
+    for name, setting in OURS.items():
+        if name in engine.extra:
+            fix = f": set {setting} instead" if setting else ""
+            raise RftError(f"engine.extra.{name}: it changes what is sampled{fix}")
+    args |= engine.extra
+    if on_cpu and (
+        args["enable_chunked_prefill"] or args["max_num_batched_tokens"] < model.max_len
+    ):
+        raise RftError(
+            "engine.extra: on a CPU vLLM stops with an error on seeded requests whose prompt is "
+            "prefilled in more than one step: leave enable_chunked_prefill off, and "
+            f"max_num_batched_tokens at model.max_len ({model.max_len}) or more"
+        )
+    return args
+
+
+def lora_rank(adapters: tuple[str, ...]) -> int:
+    """The engine's LoRA rank: the smallest that vLLM allows and that holds all the adapters."""
+    from vllm.config.lora import MaxLoRARanks
+
+    largest = 1
+    for folder in adapters:
+        path = Path(folder) / "adapter_config.json"
+        try:
+            config = json.loads(path.read_text())
+            ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
+        except (OSError, ValueError, KeyError) as fault:
+            raise RftError(
+                f"{path}: not a LoRA adapter ({type(fault).__name__}: {fault}). Give a folder that "
+                "PEFT saved, or run the arm's training again"
+            ) from fault
+        largest = max(largest, *ranks)
+    allowed = [rank for rank in typing.get_args(MaxLoRARanks) if rank >= largest]
+    if not allowed:
+        raise RftError(
+            f"train.lora.rank: vLLM serves ranks up to {max(typing.get_args(MaxLoRARanks))}, not "
+            f"{largest}: train with a lower one, or set sample.use: transformers"
+        )
+    return min(allowed)
+
+
+def _end_ids(llm: Any, setup: Setup) -> frozenset[int]:
+    """Tokens at which the engine ends a sample: the tokenizer's, and the generation config's."""
+    extra = llm.model_config.try_get_generation_config().get("eos_token_id", [])
+    ids = [extra] if isinstance(extra, int) else extra or []
+    return frozenset([*ids, setup.renderer.eos_id])
+
+
+def _set_environment(model: Model, engine: Engine) -> None:
+    """What vLLM reads from the environment, before it is imported."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // engine.tensor_parallel)
+    groups = [cores[i * share : (i + 1) * share] for i in range(engine.tensor_parallel)]
+    os.environ.setdefault(
+        # In this process vLLM leaves threads alone; in its worker processes it would bind them to
+        # one hardware thread a core.
+        "VLLM_CPU_OMP_THREADS_BIND",
+        "|".join(",".join(map(str, group)) for group in groups if group),
+    )
+    # It holds whole GiB only, and wins over the engine argument that engine.kv_cache_gb sets.
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    if engine.tensor_parallel == 1:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if Path(model.base).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _start_advice(setup: Setup, on_cpu: bool, fault: Exception) -> str:
+    text = str(fault).strip() or type(fault).__name__
+    low = text.lower()
+    # pydantic puts a heading before the line that says what is wrong.
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    short = next((line for line in lines if line.startswith("Value error")), lines[0])[:300]
+    if "memory" in low or "kv cache" in low:
+        memory = (
+            "engine.kv_cache_gb" if on_cpu else "engine.gpu_memory_utilization, or free the GPU"
+        )
+        fix = f"lower {memory}, engine.max_num_seqs or model.max_len"
+        if "kv cache" in low and "larger than" in low:
+            fix = f"raise {memory}, or lower model.max_len"
+    elif "max_model_len" in low or "max_position_embeddings" in low:
+        fix = "lower model.max_len to what the model was made for"
+    elif "lora" in low:
+        fix = "vLLM can't serve this adapter: set sample.use: transformers"
+    elif not Path(setup.model.base).exists():
+        fix = "check model.base: it is neither a folder here nor a model that the hub gives us"
+    else:
+        fix = "check that model.base is a complete model folder; the log has vLLM's own words"
+    return f"model.base: {setup.model.base}: vLLM did not start: {short}. Fix: {fix}"
+
+
+def _group_lora_by_adapter() -> None:
+    """Replaces vLLM's LoRA products on a CPU by one matrix product per adapter in the batch.
+
+    vLLM 0.32 copies the whole A and B matrices once for every token and multiplies one by one, and
+    gives tokens without an adapter (index -1) the last slot's. The sums are the same:
+    y += scale * (x A^T) B^T (Hu et al. 2021, eq. 3, with row vectors).
+    """
+    import torch
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU as Wrapper
+
+    if getattr(Wrapper, "_rft_grouped", False):
+        return
+
+    def groups(self: Any) -> list[tuple[int, Any]]:
+        """(slot, rows) of this step; rows is a slice where all tokens use one adapter."""
+        return self._rft_groups  # type: ignore[no-any-return]
+
+    update = Wrapper.update_metadata
+
+    def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
+        update(self, *args, **kwargs)
+        indices = self.token_lora_indices
+        slots = [int(slot) for slot in torch.unique(indices)]
+        self._rft_groups = [
+            (slot, slice(None) if len(slots) == 1 else (indices == slot).nonzero().squeeze(1))
+            for slot in slots
+            if slot >= 0
+        ]
+
+    def shrink(self: Any, y: Any, x: Any, w_t_all: Any, scale: float) -> None:
+        y = y.view(-1, y.shape[-1])
+        for slot, rows in groups(self):
+            a = w_t_all[slot].view(-1, w_t_all.shape[-1]).to(y.dtype)
+            y[rows, : a.shape[0]] = scale * (x[rows].to(y.dtype) @ a.T)
+
+    def expand(
+        self: Any, y: Any, x: Any, w_t_all: Any, y_offset: int, y_slice_size: int,
+        add_inputs: bool = True,
+    ) -> None:
+        part = y[:, y_offset : y_offset + y_slice_size]
+        for slot, rows in groups(self):
+            b = w_t_all[slot].view(-1, w_t_all.shape[-1]).to(y.dtype)
+            product = x[rows].to(y.dtype) @ b.T
+            part[rows] = part[rows] + product if add_inputs else product
+
+    Wrapper.update_metadata = update_metadata
+    Wrapper._apply_shrink = shrink
+    Wrapper._apply_expand = expand
+    Wrapper._rft_grouped = True

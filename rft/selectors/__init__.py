@@ -1,0 +1,1 @@
+"""Selectors, one file each: `(groups, **args) -> choices`. They never import one another."""

@@ -1,0 +1,19 @@
+"""Bounds how much one easy prompt may fill of the training set."""
+
+from collections.abc import Iterable, Iterator
+
+from rft.types import Choice, Group
+
+
+def cap(groups: Iterable[Group], *, k: int = 4) -> Iterator[Choice]:
+    """Keeps the first k sampled candidates of each prompt; references do not count and stay."""
+    if k < 1:
+        raise ValueError("k must be at least 1")
+    for group in groups:
+        kept = 0
+        for row in group.rows:
+            if row.is_reference:
+                yield row, None
+                continue
+            kept += 1
+            yield row, None if kept <= k else "over_cap"

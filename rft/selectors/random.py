@@ -1,0 +1,20 @@
+"""The control that every filter must beat: as many candidates, chosen by chance."""
+
+from collections.abc import Iterable, Iterator
+
+from rft.types import Choice, Group, digest
+
+
+def random(groups: Iterable[Group], *, rows: int, seed: int = 0) -> Iterator[Choice]:
+    """Keeps `rows` sampled candidates, whatever their verdict; references stay.
+
+    rows: a number, or `arm:NAME` in YAML for as many sampled rows as that arm selected.
+    The choice depends on the candidates' ids and the seed alone, not on their order. Holds the
+    whole set, since a choice over all prompts cannot be made one prompt at a time.
+    """
+    everything = [row for group in groups for row in group.rows]
+    sampled = [row.candidate.id for row in everything if not row.is_reference]
+    chosen = set(sorted(sampled, key=lambda id: digest(id, seed))[:rows])
+    for row in everything:
+        keep = row.is_reference or row.candidate.id in chosen
+        yield row, None if keep else "not_drawn"

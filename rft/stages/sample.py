@@ -1,0 +1,171 @@
+"""Stage 2 (and the first half of evaluation): drawing the candidates.
+
+One process serves all jobs that share a model and an engine, because an engine takes half a minute
+to start. Each job is an iterator of requests; the sampler pulls from all of them in turn and its
+candidates go to their jobs by id. A request whose id is already on disk, in this stage's folder or
+in another of the run with the same policy and settings, is never made again: resuming is an
+iterator that skips, and raising n draws only what is missing.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rft import components, process, rows
+from rft.chat import Renderer
+from rft.config import Chat, Decoding, Engine, Model
+from rft.rundir import StageDir
+from rft.types import Candidate, Prompt, Request, RftError, Setup, digest
+
+
+class Job:
+    """One stage folder's share of the work."""
+
+    def __init__(self, spec: dict[str, Any], renderer: Renderer):
+        self.spec, self.renderer = spec, renderer
+        self.folder = Path(spec["folder"])
+        self.prompts = list(rows.read(Path(spec["prompts"]), Prompt))
+        self.decoding = Decoding(**spec["decoding"])
+        self.dropped: Counter[str] = Counter()
+        self.writer = rows.Writer(self.folder, Candidate)
+        self.done: set[str] = set()
+
+    def requests(self) -> Iterator[Request]:
+        """Every sample that this job wants, prompt by prompt so that siblings share a prefix."""
+        adapter = self.spec["adapter"]
+        max_len = self.spec["model"]["max_len"]
+        for prompt in self.prompts:
+            if self.spec["use"] == "reference" and prompt.solution is None:
+                self.dropped["no_solution"] += 1
+                continue
+            ids = self.renderer.prompt_ids(prompt.question)
+            if len(ids) >= max_len:
+                self.dropped["prompt_too_long"] += 1
+                continue
+            for index in range(self.decoding.n):
+                key = digest(self.spec["pool"], prompt.id, index)
+                # 63 bits: engines take the seed as a signed 64-bit number.
+                seed = int(digest(key, "seed")[:16], 16) >> 1
+                yield Request(key, prompt.id, index, ids, self.decoding, seed, adapter)
+
+    def adopt(self, wanted: set[str]) -> None:
+        """Takes over candidates that other stages of this run have drawn already."""
+        self.done = rows.ids(self.folder)
+        for other in sorted(self.folder.parent.glob("sample-*")):
+            missing = wanted - self.done
+            if not missing:
+                return
+            if other != self.folder and missing & rows.ids(other):
+                for row in rows.read(other, Candidate):
+                    if row.id in missing:
+                        self.writer.add(row)
+                        self.done.add(row.id)
+                self.writer.flush()
+
+
+def run(specs: list[dict[str, Any]]) -> None:
+    specs = [s for s in specs if StageDir(Path(s["folder"])).manifest() is None]
+    if not specs:
+        return
+    started = time.time()
+    first = specs[0]
+    model = Model(**first["model"])
+    renderer = Renderer(model, Chat(**first["chat"]))
+    jobs = [Job(spec, renderer) for spec in specs]
+
+    owners: dict[str, list[Job]] = defaultdict(list)
+    wanted: list[Request] = []
+    for job in jobs:
+        requests = list(job.requests())
+        _check_lengths(job, len(requests))
+        job.adopt({request.id for request in requests})
+        for request in requests:
+            if request.id in job.done:
+                continue
+            if request.id not in owners:
+                wanted.append(request)
+            owners[request.id].append(job)
+    stats: dict[str, float] = {}
+    if wanted:
+        stats = _draw(first, model, renderer, jobs, wanted, owners)
+    for job in jobs:
+        _commit(job, started, stats)
+
+
+def _check_lengths(job: Job, wanted: int) -> None:
+    too_long, label = job.dropped["prompt_too_long"], job.spec["label"]
+    advice = "Raise model.max_len, or take them out of the data."
+    if too_long and job.spec["split"] == "eval":
+        raise RftError(
+            f"{label}: {too_long} held-out prompts do not fit into model.max_len = "
+            f"{job.spec['model']['max_len']} tokens, and leaving them out would change what "
+            f"accuracy means. {advice}"
+        )
+    if not wanted:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in job.dropped.items())
+        raise RftError(f"{label}: there is nothing to sample for ({reasons}). {advice}")
+
+
+def _draw(
+    spec: dict[str, Any],
+    model: Model,
+    renderer: Renderer,
+    jobs: list[Job],
+    wanted: list[Request],
+    owners: dict[str, list[Job]],
+) -> dict[str, float]:
+    prompts = {p.id: p for job in jobs for p in job.prompts}
+    adapters = tuple(dict.fromkeys(r.adapter for r in wanted if r.adapter))
+    if spec["use"] != "reference":
+        process.say(f"  {spec['label']}: starting {spec['use']} ...")
+    make = components.find("samplers", spec["use"])
+    sampler = make(Setup(model, Engine(**spec["engine"]), renderer, prompts, adapters))
+    total = sum(len(job.done) for job in jobs) + len(wanted)
+    progress = process.Progress(spec["label"], total, total - len(wanted))
+    tokens, begun = 0, time.monotonic()
+    try:
+        for candidate in sampler.sample(iter(wanted)):
+            for job in owners[candidate.id]:
+                job.writer.add(candidate)
+            tokens += len(candidate.token_ids)
+            rate = tokens / max(time.monotonic() - begun, 1e-9)
+            progress.step(note=f"{rate:,.0f} tokens/s")
+    finally:
+        # Ctrl-C or a failing engine: what is finished was paid for.
+        for job in jobs:
+            job.writer.flush()
+        progress.close()
+    stats = sampler.stats()
+    sampler.close()
+    return stats
+
+
+def _commit(job: Job, started: float, stats: dict[str, float]) -> None:
+    finish: Counter[str] = Counter()
+    count = tokens = 0
+    for row in rows.read(job.folder, Candidate, columns=["id", "finish", "token_ids"]):
+        count += 1
+        finish[str(row.finish)] += 1
+        tokens += len(row.token_ids)
+    n = job.decoding.n
+    dropped = {reason: lost * n for reason, lost in job.dropped.items()}
+    expected = len(job.prompts) * n - sum(dropped.values())
+    if count != expected:
+        raise RftError(
+            f"{job.spec['label']}: {count:,} candidates on disk where {expected:,} were asked for: "
+            "the sampler lost some. Run the command again to draw the missing ones."
+        )
+    StageDir(job.folder).commit(
+        started,
+        rows=count,
+        tokens=tokens,
+        finish=dict(finish),
+        engine=stats,
+        funnel={"in": len(job.prompts) * n, "out": count, "dropped": dropped},
+    )
+
+
+if __name__ == "__main__":
+    process.stage_main(run)

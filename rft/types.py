@@ -1,0 +1,228 @@
+"""The vocabulary of everything else: the rows that flow between stages, and the protocols.
+
+Every row carries its identity, a hash of what made it; nothing in the project joins by position.
+Rows are frozen. Outcomes are data: a failed check is a `Score` whose verdict is `UNKNOWN`, with
+the reason beside it, and never an exception that ends a run or a zero that looks like an answer.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rft.chat import Renderer
+    from rft.config import Decoding, Engine, Model
+
+
+class RftError(Exception):
+    """A fault of the user's input or machine: printed as one message with its fix, exit code 2."""
+
+
+def digest(*parts: Any) -> str:
+    """24 hex digits (96 bits) of SHA-256 over the JSON of `parts`, keys sorted."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+class Verdict(StrEnum):
+    """What a scorer says of one candidate."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNKNOWN = "unknown"
+    """The scorer could not tell; `Score.reason` says why (timeout, unparsed, error, truncated,
+    no_gold). Unknown never counts as correct, and is reported apart from wrong."""
+
+
+class Finish(StrEnum):
+    """Why a candidate's text ends where it ends."""
+
+    STOP = "stop"
+    """The model ended it: by its end token or by a stop string."""
+    LENGTH = "length"
+    """The token budget ended it. Truncated candidates are never correct."""
+    REFERENCE = "reference"
+    """It is the data set's own solution, not a sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One problem. `answer` and `solution` may each be missing: that is a normal case."""
+
+    id: str
+    """Hash of the question."""
+    question: str
+    answer: str | None = None
+    """The gold answer that scorers compare with."""
+    solution: str | None = None
+    """A worked solution that ends in the answer, as the data set gives it."""
+    kind: str | None = None
+    """A label to group problems by in reports, for instance a topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sample to draw. Samplers pull these from an iterator and may finish them in any order."""
+
+    id: str
+    prompt_id: str
+    index: int
+    """Which of the prompt's samples this is, from 0."""
+    prompt_token_ids: tuple[int, ...]
+    decoding: "Decoding"
+    seed: int
+    """Follows from the id, so a sample does not depend on what else is in the batch."""
+    adapter: str | None = None
+    """Folder of the LoRA adapter to sample with; None is the base model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One answer to one prompt."""
+
+    id: str
+    """Hash of (prompt id, policy, decoding settings, seed, index)."""
+    prompt_id: str
+    index: int
+    text: str
+    """Decoded completion without special tokens: what scorers read."""
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """The sampled ids, with the end token where the model produced one: what the trainer uses."""
+    finish: Finish
+    logprob: float | None = None
+    """Sum of the sampled tokens' log-probabilities (nats); None for references."""
+    token_logprobs: tuple[float, ...] | None = None
+    """One per token of `token_ids`, where the decoding settings ask for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one scorer, or the combination of all, says of one candidate."""
+
+    verdict: Verdict
+    reason: str | None = None
+    """One word for why a verdict is unknown, or what was wrong."""
+    extracted: str | None = None
+    """The final answer as the scorer read it."""
+    value: float | None = None
+    """A number where the scorer gives one, for instance a reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate with its combined score, as selectors see it."""
+
+    candidate: Candidate
+    score: Score
+
+    @property
+    def is_reference(self) -> bool:
+        return self.candidate.finish is Finish.REFERENCE
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt with all its scored candidates: references first, then samples by index."""
+
+    prompt: Prompt
+    rows: tuple[Scored, ...]
+
+
+Choice = tuple[Scored, str | None]
+"""A row, and the reason it is dropped for, or None if it is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a sampler is made from: `use: name` calls `name(setup)`, which returns a Sampler."""
+
+    model: "Model"
+    engine: "Engine"
+    renderer: "Renderer"
+    prompts: "Mapping[str, Prompt]"
+    """By id; for samplers that need more than token ids."""
+    adapters: tuple[str, ...] = ()
+    """Folders of all LoRA adapters that requests may name."""
+
+
+class Sampler(Protocol):
+    """Draws samples: takes the next request whenever it has room, yields each as it finishes."""
+
+    def sample(self, requests: Iterator[Request]) -> Iterator[Candidate]: ...
+
+    def stats(self) -> dict[str, float]:
+        """Figures of the engine for the manifest, for instance the prefix cache's hit rate."""
+        ...
+
+    def close(self) -> None:
+        """Frees the engine's processes and memory."""
+        ...
+
+
+class Scorer(Protocol):
+    """Judges one candidate. A function, or an object made once for each worker process."""
+
+    def __call__(self, prompt: Prompt, candidate: Candidate) -> Score: ...
+
+
+class Selector(Protocol):
+    """Says of every row whether to keep it. Groups stream, so most selectors hold one at a time."""
+
+    def __call__(self, groups: Iterable[Group]) -> Iterator[Choice]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """A candidate's combined score on disk, and under `each` what every scorer said (JSON)."""
+
+    id: str
+    prompt_id: str
+    verdict: Verdict
+    reason: str | None
+    extracted: str | None
+    value: float | None
+    each: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRow:
+    """What the selectors decided about a candidate; `reason` is None where it is kept."""
+
+    id: str
+    prompt_id: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRow:
+    """One completion to learn."""
+
+    id: str
+    """The candidate's id."""
+    prompt_id: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """Completion with its end token; the loss is over these."""
+    is_reference: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemRow:
+    """One held-out problem's outcome for one arm and seed."""
+
+    prompt_id: str
+    n: int
+    """Samples drawn."""
+    correct: int
+    unknown: int
+    truncated: int
+    answers: tuple[str, ...]
+    """Final answer of each sample in index order, "" where none was read."""
+    hits: tuple[bool, ...]
+    """Whether each sample is correct, in index order."""
+    tokens: int
+    """Completion tokens over all samples."""

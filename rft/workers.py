@@ -1,0 +1,146 @@
+"""Worker processes that can be killed, so that every check of model text has a deadline.
+
+A signal or a thread cannot stop a loop inside a C library, and only a process's death frees its
+memory. So items go to worker processes in chunks; each worker counts the items it has begun in
+shared memory, and when that count stands still for longer than the deadline, the worker is killed,
+the item is reported as failed, and the rest of its chunk goes to a fresh worker.
+"""
+
+import multiprocessing as mp
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an item has no result: `timeout`, `crashed`, or `error` with what was raised."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass
+class _Worker(Generic[In]):
+    process: Any
+    pipe: Connection
+    begun: Any
+    """Shared count of items begun in this chunk."""
+    chunk: list[In] = field(default_factory=list)
+    seen: int = 0
+    since: float = 0.0
+
+
+def _serve(make: Callable[..., Callable[[Any], Any]], args: Any, pipe: Connection, begun: Any):
+    try:
+        work = make(*args)
+    except BaseException as fault:
+        pipe.send(Failure("error", f"{type(fault).__name__}: {fault}"))
+        raise
+    pipe.send(None)
+    while True:
+        try:
+            chunk = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        results = []
+        for i, item in enumerate(chunk, 1):
+            begun.value = i
+            try:
+                results.append(work(item))
+            except Exception as fault:
+                results.append(Failure("error", f"{type(fault).__name__}: {fault}"))
+        pipe.send(results)
+
+
+def run(
+    make: Callable[..., Callable[[In], Out]],
+    args: tuple[Any, ...],
+    items: Iterable[In],
+    *,
+    workers: int,
+    timeout_s: float,
+    chunk: int = 256,
+) -> Iterator[tuple[In, Out | Failure]]:
+    """Yields (item, result or Failure) for each item, in any order.
+
+    make(*args) is called once in each worker process and gives the function that is applied to the
+    items; it must be importable, as must be all that args and items hold. timeout_s: seconds that
+    one item may take. Raises RuntimeError if `make` itself fails.
+    """
+    context = mp.get_context("spawn")
+    source = iter(items)
+    retry: deque[list[In]] = deque()
+    live: list[_Worker[In]] = []
+
+    def start() -> _Worker[In]:
+        ours, theirs = context.Pipe()
+        begun = context.Value("l", 0, lock=False)
+        process = context.Process(target=_serve, args=(make, args, theirs, begun), daemon=True)
+        process.start()
+        theirs.close()
+        worker: _Worker[In] = _Worker(process, ours, begun)
+        ready = ours.recv() if ours.poll(120) else Failure("error", "a worker did not start")
+        if isinstance(ready, Failure):
+            process.kill()
+            raise RuntimeError(ready.detail)
+        return worker
+
+    def feed(worker: _Worker[In]) -> bool:
+        worker.chunk = retry.popleft() if retry else list(islice(source, chunk))
+        if worker.chunk:
+            worker.begun.value, worker.seen, worker.since = 0, 0, time.monotonic()
+            worker.pipe.send(worker.chunk)
+        return bool(worker.chunk)
+
+    try:
+        for _ in range(workers):
+            worker = start()
+            if not feed(worker):
+                worker.process.kill()
+                break
+            live.append(worker)
+        while live:
+            ready = wait([w.pipe for w in live], timeout=min(timeout_s / 4, 1.0))
+            for worker in list(live):
+                failed = None
+                if worker.pipe in ready:
+                    try:
+                        results = worker.pipe.recv()
+                    except (EOFError, ConnectionResetError):
+                        failed = "crashed"
+                    else:
+                        yield from zip(worker.chunk, results, strict=True)
+                        if not feed(worker):
+                            live.remove(worker)
+                            worker.process.kill()
+                        continue
+                elif worker.begun.value != worker.seen:
+                    worker.seen, worker.since = worker.begun.value, time.monotonic()
+                elif time.monotonic() - worker.since > timeout_s:
+                    failed = "timeout"
+                if failed:
+                    worker.process.kill()
+                    worker.process.join()
+                    live.remove(worker)
+                    # The count is of items begun: the last of them is the one that failed.
+                    at = max(worker.begun.value, 1) - 1
+                    yield worker.chunk[at], Failure(failed)
+                    retry.extend(
+                        part for part in (worker.chunk[:at], worker.chunk[at + 1 :]) if part
+                    )
+                    fresh = start()
+                    if feed(fresh):
+                        live.append(fresh)
+                    else:
+                        fresh.process.kill()
+    finally:
+        for worker in live:
+            worker.process.kill()
