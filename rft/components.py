@@ -45,7 +45,7 @@ def find(kind: str, use: str) -> Callable[..., Any]:
     if not callable(found):
         there = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise ConfigError(f"use: {use}: {where} has no {name!r}{did_you_mean(name, there)}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _load_module(where: str, use: str) -> Any:
@@ -112,7 +112,8 @@ def make(kind: str, component: Component) -> Callable[..., Any]:
     found = check_args(kind, component)
     try:
         if inspect.isclass(found):
-            return found(**component.args)  # type: ignore[no-any-return]
+            made: Any = found(**component.args)
+            return made
         return functools.partial(found, **component.args)
     except (TypeError, ValueError) as fault:
         raise ConfigError(f"{kind}: {component.use}: {fault}") from fault

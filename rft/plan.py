@@ -144,7 +144,7 @@ class Plan:
         model = self._model(arm)
         settings = {k: v for k, v in decoding.model_dump().items() if k in Decoding.model_fields}
         if use == "reference":
-            drawn = {"solutions": prompts.solutions_digest(split_rows)}
+            drawn: dict[str, Any] = {"solutions": prompts.solutions_digest(split_rows)}
         else:
             drawn = {k: v for k, v in settings.items() if k not in ("n", "logprobs")}
             drawn["policy"] = "base" if policy is None else policy.key

@@ -166,7 +166,7 @@ def model_digest(base: str, revision: str | None) -> str:
     folder = Path(base)
     if not folder.is_dir():
         return digest("hub", base, revision)
-    seen = []
+    seen: list[list[Any]] = []
     for path in sorted(folder.iterdir()):
         if path.suffix not in {".json", ".safetensors", ".jinja", ".model", ".bin", ".txt"}:
             continue

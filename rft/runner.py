@@ -4,7 +4,6 @@ Ready stages of one kind run in one process, because starting Python, torch or a
 than many stages do. Evaluation comes last, so that one engine serves every arm and seed.
 """
 
-import json
 import os
 import signal
 import subprocess

@@ -38,8 +38,9 @@ def show(run: Path, stage: str | None, row_id: str | None, count: int) -> None:
     if stage is None:
         _run(console, run)
         return
-    for folder in _find(run, stage):
-        _stage(console, folder, row_id, count)
+    shown = sum(_stage(console, folder, row_id, count) for folder in _find(run, stage))
+    if row_id is not None and not shown:
+        raise RftError(f"{run / stage}: no row whose id begins with {row_id!r}")
 
 
 def _find(run: Path, stage: str) -> list[Path]:
@@ -97,7 +98,7 @@ def _run(console: Console, run: Path) -> None:
         console.print(f"report: {page}")
 
 
-def _stage(console: Console, folder: Path, row_id: str | None, count: int) -> None:
+def _stage(console: Console, folder: Path, row_id: str | None, count: int) -> int:
     kind = folder.name.split("-")[0]
     stage = rundir.StageDir(folder)
     if row_id is None:
@@ -107,6 +108,7 @@ def _stage(console: Console, folder: Path, row_id: str | None, count: int) -> No
     shown = 0
     for inner, row_type in _ROWS[kind].items():
         place = folder if inner == "." else folder / inner
+        row: Any
         for row in rows.read(place, row_type):
             matches = row_id is None or any(
                 str(getattr(row, name, "")).startswith(row_id) for name in ("id", "prompt_id")
@@ -114,8 +116,7 @@ def _stage(console: Console, folder: Path, row_id: str | None, count: int) -> No
             if matches and (row_id is not None or shown < count):
                 _row(console, inner, row)
                 shown += 1
-    if row_id is not None and not shown:
-        raise RftError(f"{folder}: no row whose id begins with {row_id!r}")
+    return shown
 
 
 def _row(console: Console, inner: str, row: Any) -> None:

@@ -38,7 +38,7 @@ class _Worker(Generic[In]):
     since: float = 0.0
 
 
-def _serve(make: Callable[..., Callable[[Any], Any]], args: Any, pipe: Connection, begun: Any):
+def _serve(make: Callable[..., Any], args: Any, pipe: Connection, begun: Any) -> None:
     try:
         work = make(*args)
     except BaseException as fault:

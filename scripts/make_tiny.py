@@ -121,6 +121,36 @@ a+b r+c | {N} buys {a} {T} on Monday, {b} on Tuesday and {c} on Friday.
 a*b r+c | There are {a} {P} with {b} {T} each. {N} adds {c} {T}.
 a*b r-c | There are {a} {P} with {b} {T} each. {N} takes {c} {T}.
 a+b r*c | {N} has {a} {T} and {M} has {b} {T}. {L} has {c} times as many as they do.
+a+c | {N} has {a} {T}, {M} has {b} {T} and {L} has {c} {T}. Add what {N} and {L} have.
+b+c | {N} has {a} {T}, {M} has {b} {T} and {L} has {c} {T}. Add what {M} and {L} have.
+b+a | {N} has {a} {T}. {M} has {b} {U}. {L} has {c} {T}. Add what {M} and {N} have.
+c+b | A bag holds {a} {T}. A jar holds {b} {T}. A box holds {c} {T}. Add the box and the jar.
+a+c | A bag holds {a} {T}. A jar holds {b} {T}. A box holds {c} {T}. Add the bag and the box.
+a+c | {N} has {a} {T} and {b} {U}. {M} has {c} {T} and {d} {U}. Add the {T}.
+b+d | {N} has {a} {T} and {b} {U}. {M} has {c} {T} and {d} {U}. Add the {U}.
+c+d | Four jars hold {a}, {b}, {c} and {d} {T}. Add the last two.
+b+c | {N} made {a} {T} on Monday, {b} on Tuesday and {c} on Friday. Leave out Monday.
+a+b | {N} made {a} {T} on Monday, {b} on Tuesday and {c} on Friday. Leave out Friday.
+a-c | {N} has {a} {T}. {b} of them are from {M}. {N} gives {c} to {L}.
+b*c | {N} has {a} {T}. {M} has {b} {P} with {c} {T} each. Only {M} counts.
+"""
+
+# Questions for pre-training that only ask to find something in the text, each with its answer.
+READINGS = """
+{N} has {a} {T}. {M} has {b} {U} and {L} has {c} {T}. Who has {U}? {M}
+{N} has {a} {T}. {M} has {b} {U} and {L} has {c} {U}. Who has {T}? {N}
+{N} has {a} {T}. {M} has {b} {U}. What does {M} have? {U}
+{N} has {a} {T}, {M} has {b} {T} and {L} has {c} {T}. How many {T} does {N} have? {a}
+{N} has {a} {T}, {M} has {b} {T} and {L} has {c} {T}. How many {T} does {M} have? {b}
+{N} has {a} {T}, {M} has {b} {T} and {L} has {c} {T}. How many {T} does {L} have? {c}
+{N} has {a} {T} and {b} {U}. How many {T} does {N} have? {a}
+{N} has {a} {T} and {b} {U}. How many {U} does {N} have? {b}
+{N} finds {a} {T} on Monday, {b} on Tuesday and {c} on Friday. How many on Monday? {a}
+{N} finds {a} {T} on Monday, {b} on Tuesday and {c} on Friday. How many on Tuesday? {b}
+{N} finds {a} {T} on Monday, {b} on Tuesday and {c} on Friday. How many on Friday? {c}
+A bag holds {a} {T}. A jar holds {b} more than the bag. How many {T} does the bag hold? {a}
+There are {a} {P} with {b} {T} each. How many {P} are there? {a}
+There are {a} {P} with {b} {T} each. How many {T} are in each? {b}
 """
 
 # Expressions for pre-training, worked out from left to right.
@@ -222,15 +252,24 @@ def make_problems(rng: random.Random, count: int, taken: set[str]) -> list[dict[
     while len(rows) < count:
         # A new try keeps the kind, so that the kinds stay equally frequent in every split.
         kind = rng.choice(list(KINDS))
-        while (key := normalise(str((row := make_problem(rng, kind))["question"]))) in taken:
-            pass
+        for _ in range(1000):
+            row = make_problem(rng, kind)
+            key = normalise(str(row["question"]))
+            if key not in taken:
+                break
+        else:
+            raise ValueError(f"there are no new problems of the kind {kind}: ask for fewer rows")
         taken.add(key)
         rows.append(row)
     return rows
 
 
 def make_fact(rng: random.Random) -> str:
-    """A true equation with a result from 1 to MAX_NUMBER."""
+    """True equations with results from 1 to MAX_NUMBER."""
+    return "\n".join(make_equation(rng) for _ in range(6))
+
+
+def make_equation(rng: random.Random) -> str:
     op = rng.choice("++--*")
     if op == "*":
         x = rng.randint(2, 49)
@@ -259,7 +298,7 @@ def make_account(rng: random.Random) -> str:
     while True:
         path, telling = rng.choice(ACCOUNTS)
         top = 12 if "*" in path else rng.choice([12, 50, 80])
-        numbers = {v: rng.randint(2, top) for v in "abc"}
+        numbers = {v: rng.randint(2, top) for v in "abcd"}
         lines, results = solve(path, numbers)
         if all(1 < r <= MAX_NUMBER for r in results):
             break
@@ -270,29 +309,17 @@ def make_account(rng: random.Random) -> str:
 
 def make_reading(rng: random.Random) -> str:
     """A question that only asks to find a word or a number in the text."""
-    n, m, other = rng.sample(NAMES, 3)
-    t, u, v = rng.sample(THINGS, 3)
-    a, b, c = (rng.randint(2, 60) for _ in range(3))
-    who, what, count = rng.choice([(n, t, a), (m, u, b), (other, v, c)])
-    ask, answer = rng.choice(
-        [
-            (f"Who has {what}?", who),
-            (f"What does {who} have?", what),
-            (f"How many {what} does {who} have?", str(count)),
-        ]
-    )
-    text = f"{n} has {a} {t}. {m} has {b} {u} and {other} has {c} {v}."
-    return f"Question: {text} {ask}\nAnswer: {answer}"
+    numbers = {v: rng.randint(2, rng.choice([12, 90])) for v in "abc"}
+    telling = rng.choice(READINGS.strip().splitlines())
+    question, answer = fill(rng, telling, numbers, rng.choice(THINGS)).rsplit(" ", 1)
+    return f"Question: {question}\nAnswer: {answer}"
 
 
 def make_document(rng: random.Random) -> str:
-    """One pre-training text. About half of the text is plain arithmetic."""
-    pick = rng.random()
-    if pick < 0.25:
-        return "\n".join(make_fact(rng) for _ in range(6))
-    if pick < 0.40:
-        return make_expression(rng)
-    return make_account(rng) if pick < 0.90 else make_reading(rng)
+    """One pre-training text."""
+    makers = [make_fact, make_expression, make_account, make_reading]
+    maker = rng.choices(makers, [5, 15, 60, 20])[0]
+    return maker(rng)
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -410,7 +437,7 @@ def main() -> None:
     parser.add_argument("--solved", type=int, default=200, help="train rows with a solution")
     parser.add_argument("--unsolved", type=int, default=500, help="train rows with an answer only")
     parser.add_argument("--held-out", type=int, default=1000, help="rows of eval (and of dev)")
-    parser.add_argument("--documents", type=int, default=100_000, help="pre-training documents")
+    parser.add_argument("--documents", type=int, default=130_000, help="pre-training documents")
     parser.add_argument("--dev", type=Path, help="also write a development split to this file")
     args = parser.parse_args()
     torch.set_num_threads(2)

@@ -134,6 +134,12 @@ class VllmSampler:
         tokens = budget(request, self._max_len)
         if request.adapter is not None and request.adapter not in self._adapters:
             raise RftError(f"adapter {request.adapter}: not among those the sampler was set up for")
+        if 0 < request.decoding.temperature < 0.01:
+            # vLLM would sample at 0.01 instead, or below 1e-5 at 0.
+            raise RftError(
+                f"sample.temperature: {request.decoding.temperature} is too low for vLLM: set 0 "
+                "(greedy, with n: 1), or 0.01 and above"
+            )
         if not request.decoding.beam_width:
             key = str(next(self._count))
             self._single[key] = request

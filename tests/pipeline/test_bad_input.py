@@ -1,0 +1,157 @@
+"""What goes wrong for real users: one clear message with the fix, and nothing is lost."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rft import rows, rundir
+from tests.pipeline.conftest import (
+    ROOT,
+    SIGKILL,
+    SMALL,
+    command,
+    kill_after,
+    rft,
+    stage_processes,
+    until,
+)
+
+ONLY_REFERENCE = "arms={sft: {sample: {use: reference}}}"
+"""An arm that samples no model, so that the stages before training take a second each."""
+
+
+def fails(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    text = done.stdout + done.stderr
+    assert done.returncode == 2, text
+    assert "Traceback" not in text
+    for word in words:
+        assert word in text, text
+
+
+def in_sandbox(*mounts: str, runs: str) -> list[str]:
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
+    base = [bwrap, "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", *mounts]
+    return [*base, *command("select", Path(runs), ONLY_REFERENCE)]
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    done = rft(*in_sandbox("--size", "40960", "--tmpfs", str(tmp_path), runs=f"{tmp_path}/runs"))
+    fails(done, "the disk is full", "same command again")
+
+
+def test_read_only_folder(tmp_path: Path) -> None:
+    done = rft(*in_sandbox("--ro-bind", str(tmp_path), str(tmp_path), runs=f"{tmp_path}/runs"))
+    fails(done, "cannot write here", "runs=")
+
+
+def test_every_candidate_wrong_trains_nothing(tmp_path: Path) -> None:
+    scorer = 'score=[{use: answer, args: {marker: "no such marker", fallback: false}}]'
+    done = rft(*command("run", tmp_path, ONLY_REFERENCE, scorer))
+    fails(done, "left to train on", "unparsed", "Nothing was trained")
+    assert not list((tmp_path / "quickstart" / "stages").glob("train-*"))
+
+
+def test_every_prompt_too_long(tmp_path: Path) -> None:
+    done = rft(*command("sample", tmp_path, ONLY_REFERENCE, "model.max_len=4"))
+    fails(done, "prompt_too_long", "model.max_len")
+
+
+def test_missing_model(tmp_path: Path) -> None:
+    done = rft(*command("sample", tmp_path, ONLY_REFERENCE, f"model.base={tmp_path}/none"))
+    fails(done, "model.base", "none")
+
+
+def test_second_run_in_the_same_folder(tmp_path: Path) -> None:
+    with rundir.lock(tmp_path / "quickstart"):
+        fails(rft(*command("select", tmp_path, ONLY_REFERENCE)), "in use by process", "name=")
+    done = rft(*command("select", tmp_path, ONLY_REFERENCE))
+    assert done.returncode == 0, done.stderr
+
+
+def test_killed_run_frees_its_folder_and_its_stage_dies(tmp_path: Path) -> None:
+    args = command("select", tmp_path / "runs", ONLY_REFERENCE)
+    kill_after(args, "sample (sft", 0.5, tmp_path / "log", SIGKILL)
+    until(lambda: not stage_processes(tmp_path / "runs"), 10)
+    assert rft(*args).returncode == 0
+
+
+def copy(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "quickstart", symlinks=True)
+    return tmp_path
+
+
+def test_changed_config_on_an_old_run(finished: Path, tmp_path: Path) -> None:
+    runs = copy(finished, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in runs.rglob("part-*")}
+    done = rft(*command("run", runs, "train.lr=0.5"))
+    fails(done, "another config", "train.lr", "0.5", "--update", "name=")
+    assert {p: p.stat().st_mtime_ns for p in runs.rglob("part-*")} == before
+
+
+def test_update_draws_only_what_is_missing(finished: Path, tmp_path: Path) -> None:
+    runs = copy(finished, tmp_path)
+    old = {i for f in (runs / "quickstart/stages").glob("sample-*") for i in rows.ids(f)}
+    done = rft(*command("sample", runs, "sample.n=9", "--update"), timeout=600)
+    assert done.returncode == 0, done.stderr
+    folder = (runs / "quickstart/rft/seed0/2_sample").resolve()
+    drawn = rundir.StageDir(folder).manifest()
+    assert drawn is not None and drawn["rows"] == 60 * 9
+    assert len(rows.ids(folder) - old) == 60
+
+
+def test_finished_run_is_not_run_again(finished: Path, tmp_path: Path) -> None:
+    runs = copy(finished, tmp_path)
+    done = rft(*command("run", runs))
+    assert done.returncode == 0, done.stderr
+    assert "starting" not in done.stderr and "done already" in done.stderr
+
+
+def test_torn_part_of_a_finished_stage_is_made_again(finished: Path, tmp_path: Path) -> None:
+    runs = copy(finished, tmp_path)
+    folder = (runs / "quickstart/sft/seed0/2_sample_reference").resolve()
+    held = rows.ids(folder)
+    part = rows.parts(folder)[0]
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    shown = rft(sys.executable, "-m", "rft.cli", "show", str(runs / "quickstart"))
+    assert "torn" in shown.stdout
+    done = rft(*command("select", runs))
+    assert done.returncode == 0, done.stderr
+    assert "making the missing rows again" in done.stderr
+    assert rows.ids(folder) == held
+
+
+def test_show(finished: Path) -> None:
+    def show(*words: str) -> str:
+        done = rft(sys.executable, "-m", "rft.cli", "show", str(finished), *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "select-" in show() and "done" in show()
+    text = show("rft/seed0/2_sample", "-n", "1")
+    assert "token_ids" in text
+    one = next(iter(rows.ids((finished / "rft/seed0/2_sample").resolve())))
+    assert one in show("sample", one[:12])
+    missing = rft(
+        sys.executable, "-m", "rft.cli", "show", str(finished), "rft/seed0/2_sample", "zzzz"
+    )
+    fails(missing, "no row whose id begins with 'zzzz'")
+
+
+@pytest.mark.parametrize("verb", ["run", "check", "sample"])
+def test_broken_data_names_file_and_line(tmp_path: Path, verb: str) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": \n')
+    done = rft(*command(verb, tmp_path / "runs", f"prompts.args.train={data}"))
+    fails(done, f"{data}:2", "JSON")
+
+
+def test_small_settings_are_real() -> None:
+    """The overrides of this suite still name settings of the quickstart."""
+    from rft import config
+
+    config.load(ROOT / "configs/quickstart.yaml", SMALL)

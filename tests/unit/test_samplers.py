@@ -1,0 +1,492 @@
+"""Samplers against each other and against the promises of rft.types.Sampler, on a real tiny model.
+
+One vLLM engine with two adapters serves most tests: its base requests must be the base model's.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rft
+from rft.chat import Renderer
+from rft.config import Chat, Decoding, Engine, Model
+from rft.samplers._beam import BeamSearch
+from rft.types import Candidate, Finish, Prompt, Request, RftError, Sampler, Setup, digest
+
+EMBEDDED = Path(rft.__file__).parent / "embedded" / "model"
+MAX_LEN = 192
+
+QUESTIONS = [
+    "Ana has 12 apples and Ben has 7 apples. How many apples do they have?",
+    "There are 3 boxes with 4 pens and 5 keys in each. How many things are there?",
+    "Dan had 30 coins. He gave away 8 coins. How many coins are left?",
+    "Eva has 5 bags with 6 eggs each. How many eggs does she have?",
+    "Kim reads 9 books, then 4 more, then 2 more. How many books does she read?",
+    "12 + 5 =",
+]
+
+
+def set_up(
+    base: str | Path = EMBEDDED, adapters: Iterable[str] = (), max_len: int = MAX_LEN, **engine: Any
+) -> Setup:
+    model = Model(base=str(base), max_len=max_len)
+    return Setup(
+        model=model,
+        engine=Engine(kv_cache_gb=0.25, **engine),
+        renderer=Renderer(model, Chat()),
+        prompts={},
+        adapters=tuple(adapters),
+    )
+
+
+def requests(
+    setup: Setup,
+    questions: Iterable[str] = QUESTIONS,
+    n: int = 1,
+    adapter: str | None = None,
+    **decoding: Any,
+) -> Iterator[Request]:
+    settings = Decoding(n=n, **{"max_tokens": 24, "temperature": 0.0 if n == 1 else 1.0, **decoding})
+    for question, index in itertools.product(questions, range(n)):
+        key = digest(question, adapter, index)
+        yield Request(
+            id=key,
+            prompt_id=digest(question),
+            index=index,
+            prompt_token_ids=setup.renderer.prompt_ids(question),
+            decoding=settings,
+            seed=int(key[:15], 16),
+            adapter=adapter,
+        )
+
+
+def by_id(candidates: Iterable[Candidate]) -> dict[str, Candidate]:
+    got = list(candidates)
+    assert len({c.id for c in got}) == len(got)
+    return {c.id: c for c in got}
+
+
+def tokens(candidates: Iterable[Candidate]) -> dict[str, tuple[int, ...]]:
+    return {key: c.token_ids for key, c in by_id(candidates).items()}
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two random adapters of ranks 4 and 12, strong enough to change what is said."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    paths = []
+    for i, rank in enumerate((4, 12)):
+        torch.manual_seed(i)
+        model = AutoModelForCausalLM.from_pretrained(EMBEDDED)
+        wrapped = get_peft_model(
+            model, LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear")
+        )
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        paths.append(str(tmp_path_factory.mktemp("adapter")))
+        wrapped.save_pretrained(paths[-1])
+    return paths[0], paths[1]
+
+
+@pytest.fixture(scope="module")
+def setup(adapters: tuple[str, str]) -> Setup:
+    return set_up(adapters=adapters, max_num_seqs=8)
+
+
+@pytest.fixture(scope="module")
+def slow_one(setup: Setup) -> Iterator[Sampler]:
+    from rft.samplers.transformers import transformers
+
+    sampler = transformers(setup)
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture(scope="module")
+def engine(setup: Setup) -> Iterator[Sampler]:
+    pytest.importorskip("vllm")
+    from rft.samplers.vllm import vllm
+
+    sampler = vllm(setup)
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture(params=["vllm", "transformers"])
+def sampler(request: pytest.FixtureRequest) -> Sampler:
+    name = {"vllm": "engine", "transformers": "slow_one"}[request.param]
+    found: Sampler = request.getfixturevalue(name)
+    return found
+
+
+# ---- both samplers give the same ---------------------------------------------------------------
+
+
+GREEDY = [
+    {},
+    {"max_tokens": 5},
+    {"stop": ["="]},
+    {"stop": ["\n", "That"]},
+    {"repetition_penalty": 1.5},
+    {"n": 3, "temperature": 0, "beam_width": 3},
+    {"n": 2, "temperature": 0, "beam_width": 4, "stop": ["\n"]},
+]
+
+
+@pytest.mark.parametrize("decoding", GREEDY, ids=json.dumps)
+def test_vllm_and_transformers_agree(
+    setup: Setup, engine: Sampler, slow_one: Sampler, decoding: dict[str, Any]
+) -> None:
+    fast = by_id(engine.sample(requests(setup, **decoding)))
+    slow = by_id(slow_one.sample(requests(setup, **decoding)))
+    assert {k: c.token_ids for k, c in fast.items()} == {k: c.token_ids for k, c in slow.items()}
+    for key, c in fast.items():
+        assert (c.text, c.finish) == (slow[key].text, slow[key].finish)
+        assert c.logprob == pytest.approx(slow[key].logprob, abs=1e-3)
+        assert c.text == setup.renderer.decode(c.token_ids) or decoding.get("stop")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_adapters_agree_and_differ_from_the_base(
+    setup: Setup, engine: Sampler, slow_one: Sampler, adapters: tuple[str, str], which: int
+) -> None:
+    # Base and adapter requests share their batches in vLLM.
+    mixed = [*requests(setup), *requests(setup, adapter=adapters[which])]
+    mixed = mixed[::2] + mixed[1::2]
+    fast, slow = tokens(engine.sample(iter(mixed))), tokens(slow_one.sample(iter(mixed)))
+    assert fast == slow
+    base = {r.prompt_id: fast[r.id] for r in mixed if r.adapter is None}
+    assert any(fast[r.id] != base[r.prompt_id] for r in mixed if r.adapter)
+
+
+@pytest.mark.slow
+def test_vllm_and_transformers_agree_on_a_real_model() -> None:
+    base = os.environ.get("RFT_TEST_MODEL")
+    if not base:
+        pytest.skip("set RFT_TEST_MODEL to the folder of a pretrained model")
+    pytest.importorskip("vllm")
+    from rft.samplers.transformers import transformers
+    from rft.samplers.vllm import vllm
+
+    setup = set_up(base, max_len=256)
+    found = []
+    for make in (vllm, transformers):
+        sampler = make(setup)
+        found.append(tokens(sampler.sample(requests(setup))))
+        sampler.close()
+    assert found[0] == found[1]
+
+
+# ---- seeds ------------------------------------------------------------------------------------
+
+
+def test_a_sample_depends_on_its_seed_alone(setup: Setup, sampler: Sampler) -> None:
+    asked = list(requests(setup, n=6, top_k=40, min_p=0.01, top_p=0.95))
+    first = tokens(sampler.sample(iter(asked)))
+    assert len(first) == len(asked)
+    assert tokens(sampler.sample(reversed(asked))) == first
+    # A resumed run asks for the rest only; other company in the batch.
+    rest = asked[5::4]
+    again = tokens(sampler.sample(iter([*rest, *requests(setup, ["Other?"], n=3)])))
+    assert {r.id: again[r.id] for r in rest} == {r.id: first[r.id] for r in rest}
+
+
+def test_other_seeds_give_other_samples(setup: Setup, sampler: Sampler) -> None:
+    got = tokens(sampler.sample(requests(setup, QUESTIONS[:1], n=16)))
+    assert len(set(got.values())) > 4
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}], ids=json.dumps
+)
+def test_truncation_to_one_token_is_greedy(
+    setup: Setup, sampler: Sampler, settings: dict[str, Any]
+) -> None:
+    greedy = {c.prompt_id: c.token_ids for c in sampler.sample(requests(setup))}
+    for c in sampler.sample(requests(setup, n=2, **settings)):
+        assert c.token_ids == greedy[c.prompt_id]
+
+
+def test_frequencies_follow_the_model(setup: Setup, sampler: Sampler) -> None:
+    """First-token frequencies against the model's own probabilities, at temperature 1.5."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    n = 400
+    got = list(
+        sampler.sample(
+            requests(setup, QUESTIONS[:1], n=n, temperature=1.5, max_tokens=1, logprobs="tokens")
+        )
+    )
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED)
+    with torch.inference_mode():
+        logits = model(torch.tensor([got[0].prompt_token_ids])).logits[0, -1]
+    raw, hot = logits.log_softmax(-1), (logits / 1.5).softmax(-1)
+    for c in got:
+        assert c.token_logprobs == (c.logprob,)
+        assert c.logprob == pytest.approx(float(raw[c.token_ids[0]]), abs=1e-3)
+    likeliest = int(hot.argmax())
+    p = float(hot[likeliest])
+    share = sum(c.token_ids[0] == likeliest for c in got) / n
+    assert abs(share - p) < 4 * (p * (1 - p) / n) ** 0.5
+    assert sum(float(hot[t]) for t in {c.token_ids[0] for c in got}) > 0.9
+
+
+# ---- rows -------------------------------------------------------------------------------------
+
+
+def test_rows_are_whole(setup: Setup, sampler: Sampler) -> None:
+    asked = {r.id: r for r in requests(setup, n=4, max_tokens=30, logprobs="tokens")}
+    got = by_id(sampler.sample(iter(asked.values())))
+    assert got.keys() == asked.keys()
+    assert {c.finish for c in got.values()} >= {Finish.STOP}
+    for key, c in got.items():
+        r = asked[key]
+        assert (c.prompt_id, c.index, c.prompt_token_ids) == (
+            r.prompt_id,
+            r.index,
+            r.prompt_token_ids,
+        )
+        assert c.token_logprobs is not None and len(c.token_logprobs) == len(c.token_ids)
+        assert c.logprob == pytest.approx(sum(c.token_logprobs))
+        ended = c.token_ids[-1] == setup.renderer.eos_id
+        assert ended == (c.finish is Finish.STOP)
+        assert len(c.token_ids) == 30 if c.finish is Finish.LENGTH else len(c.token_ids) <= 30
+        assert setup.renderer.eos_id not in c.token_ids[:-1]
+
+
+def test_the_budget_is_clipped_to_max_len(setup: Setup, sampler: Sampler) -> None:
+    ids = setup.renderer.prompt_ids(" ".join(QUESTIONS * 9))[: MAX_LEN - 3]
+    assert len(ids) == MAX_LEN - 3
+    one = dataclasses.replace(next(requests(setup)), prompt_token_ids=ids)
+    (got,) = sampler.sample(iter([one]))
+    assert len(got.token_ids) <= 3
+
+
+@pytest.mark.parametrize("length", [0, MAX_LEN, MAX_LEN + 1])
+def test_impossible_prompts_are_refused(setup: Setup, sampler: Sampler, length: int) -> None:
+    bad = dataclasses.replace(next(requests(setup)), prompt_token_ids=(5,) * length)
+    with pytest.raises(RftError, match="max_len|no tokens"):
+        list(sampler.sample(iter([bad])))
+    assert len(list(sampler.sample(requests(setup)))) == len(QUESTIONS)
+
+
+def test_unknown_adapter_is_refused(setup: Setup, sampler: Sampler) -> None:
+    with pytest.raises(RftError, match="./nowhere"):
+        list(sampler.sample(requests(setup, adapter="./nowhere")))
+
+
+def test_requests_are_pulled_not_drained(setup: Setup, sampler: Sampler) -> None:
+    pulled = 0
+
+    def endless() -> Iterator[Request]:
+        nonlocal pulled
+        for i in itertools.count():
+            pulled += 1
+            yield from requests(setup, [f"{i} + {i} ="])
+
+    stream = sampler.sample(endless())
+    for done, _ in enumerate(itertools.islice(stream, 60), start=1):
+        assert pulled - done <= 2 * 8 + 1
+    stream.close()  # type: ignore[attr-defined]
+    # What was left inside does not come out later.
+    assert len(list(sampler.sample(requests(setup)))) == len(QUESTIONS)
+
+
+def test_adaptive_iterators_see_results(setup: Setup, sampler: Sampler) -> None:
+    """An iterator may decide on the next request by what has come back."""
+    got: list[Candidate] = []
+
+    def until_three() -> Iterator[Request]:
+        for r in requests(setup, QUESTIONS[:1], n=200):
+            if len(got) >= 3:
+                return
+            yield r
+
+    for c in sampler.sample(until_three()):
+        got.append(c)
+    assert 3 <= len(got) <= 40
+
+
+def test_stats_count(setup: Setup, sampler: Sampler) -> None:
+    before = sampler.stats()
+    got = list(sampler.sample(requests(setup, n=2)))
+    after = sampler.stats()
+    assert after["requests"] - before["requests"] == len(got)
+    assert after["tokens"] - before["tokens"] == sum(len(c.token_ids) for c in got)
+    assert after["tokens_per_s"] == pytest.approx(after["tokens"] / after["seconds"])
+
+
+# ---- vLLM alone -------------------------------------------------------------------------------
+
+
+def test_more_seeded_prompts_than_one_step_holds(setup: Setup, engine: Sampler) -> None:
+    """On a CPU vLLM 0.32 dies here with chunked prefill: 40 prompts of 180 tokens, 2048 a step."""
+    prompt = setup.renderer.prompt_ids(" ".join(QUESTIONS * 9))[:178]
+    asked = [
+        dataclasses.replace(r, prompt_token_ids=(5 + i, *prompt))
+        for i, r in enumerate(requests(setup, QUESTIONS[:1], n=40, max_tokens=8))
+    ]
+    assert len(by_id(engine.sample(iter(asked)))) == 40
+
+
+def test_prefix_cache_serves_siblings(setup: Setup, engine: Sampler) -> None:
+    before = engine.stats()
+    prompt = setup.renderer.prompt_ids(" ".join(QUESTIONS * 9))[:130]
+    asked = [
+        dataclasses.replace(r, prompt_token_ids=(3, *prompt))
+        for r in requests(setup, QUESTIONS[:1], n=8, max_tokens=2)
+    ]
+    list(engine.sample(iter(asked)))
+    after = engine.stats()
+    cached = after["cached_tokens"] - before["cached_tokens"]
+    assert cached >= 7 * 128 * 0.9  # blocks of 32 tokens, for all but the first
+
+
+def test_beam_search_refuses_a_penalty(setup: Setup, engine: Sampler) -> None:
+    asked = requests(setup, n=1, temperature=0, beam_width=2, repetition_penalty=1.2)
+    with pytest.raises(RftError, match="repetition_penalty"):
+        list(engine.sample(asked))
+
+
+def test_a_temperature_that_vllm_would_change_is_refused(setup: Setup, engine: Sampler) -> None:
+    with pytest.raises(RftError, match="temperature"):
+        list(engine.sample(requests(setup, n=2, temperature=0.001)))
+
+
+def test_beams_resume_by_index(setup: Setup, engine: Sampler) -> None:
+    asked = list(requests(setup, QUESTIONS[:2], n=3, temperature=0, beam_width=3))
+    all_of_them = tokens(engine.sample(iter(asked)))
+    assert len(set(all_of_them.values())) == 6
+    assert tokens(engine.sample(iter(asked[2::3]))) == {
+        r.id: all_of_them[r.id] for r in asked[2::3]
+    }
+
+
+BAD_EXTRA = [
+    ({"max_num_seq": 3}, "did you mean max_num_seqs"),
+    ({"enable_chunked_prefill": True}, "prefilled in more than one step"),
+    ({"max_num_batched_tokens": MAX_LEN - 1}, "prefilled in more than one step"),
+    ({"max_model_len": 100}, "set model.max_len instead"),
+    ({"logprobs_mode": "processed_logprobs"}, "changes what is sampled"),
+]
+
+
+@pytest.mark.parametrize("extra, message", BAD_EXTRA)
+def test_bad_engine_arguments(extra: dict[str, Any], message: str) -> None:
+    pytest.importorskip("vllm")
+    from rft.samplers.vllm import vllm
+
+    with pytest.raises(RftError, match=message):
+        vllm(set_up(extra=extra))
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    from rft.samplers.vllm import vllm
+
+    setup = set_up()
+    model = Model(base=str(tmp_path), max_len=MAX_LEN)
+    with pytest.raises(RftError, match="model.base.*did not start.*Fix: "):
+        vllm(dataclasses.replace(setup, model=model))
+
+
+def test_a_folder_that_is_no_adapter(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    from rft.samplers.vllm import vllm
+
+    with pytest.raises(RftError, match="not a LoRA adapter"):
+        vllm(set_up(adapters=[str(tmp_path)]))
+
+
+def test_data_parallel_replicas(adapters: tuple[str, str]) -> None:
+    pytest.importorskip("vllm")
+    from rft.samplers.vllm import vllm
+
+    setup = set_up(adapters=adapters, data_parallel=2, max_num_seqs=4)
+    sampler = vllm(setup)
+    asked = [*requests(setup, n=3), *requests(setup, adapter=adapters[0])]
+    first = tokens(sampler.sample(iter(asked)))
+    assert first.keys() == {r.id for r in asked}
+    assert tokens(sampler.sample(reversed(asked))) == first
+    with pytest.raises(RftError, match="max_len"):
+        bad = dataclasses.replace(asked[0], prompt_token_ids=(5,) * MAX_LEN)
+        list(sampler.sample(iter([bad])))
+    assert sampler.stats()["requests"] == 2 * len(asked)
+    sampler.close()
+
+
+# ---- reference, beams, imports ---------------------------------------------------------------------
+
+
+def test_reference_gives_the_written_solution() -> None:
+    from rft.samplers.reference import reference
+
+    setup = set_up()
+    renderer = Renderer(setup.model, Chat(solution=" {solution}!"))
+    prompts = {p.id: p for p in (Prompt("a", "2+2=", "4", "{x} = 4"), Prompt("b", "3+3=", "6"))}
+    setup = dataclasses.replace(setup, renderer=renderer, prompts=prompts)
+    one = dataclasses.replace(next(requests(setup)), prompt_id="a")
+    (got,) = reference(setup).sample(iter([one]))
+    assert (got.text, got.finish, got.logprob) == (" {x} = 4!", Finish.REFERENCE, None)
+    assert got.token_ids == renderer.completion_ids(" {x} = 4!")
+    with pytest.raises(RftError, match="b has no solution"):
+        list(reference(setup).sample(iter([dataclasses.replace(one, prompt_id="b")])))
+
+
+def test_beam_search_finds_what_enumeration_finds() -> None:
+    """A chain of 3 letters where the greedy first letter is a trap; a wide beam is exhaustive."""
+    import math
+
+    end = 0
+    chances = {  # by last token: (end, 1, 2)
+        None: (0.0001, 0.6, 0.3999),
+        1: (0.34, 0.33, 0.33),
+        2: (0.98, 0.01, 0.01),
+    }
+
+    def logs(ids: tuple[int, ...]) -> list[tuple[int, float]]:
+        return [(t, math.log(p)) for t, p in enumerate(chances[ids[-1] if ids else None])]
+
+    def score(ids: tuple[int, ...]) -> float:
+        return sum(logs(ids[:i])[t][1] for i, t in enumerate(ids)) / len(ids)
+
+    whole = [
+        (*middle, last)
+        for length in range(3)
+        for middle in itertools.product((1, 2), repeat=length)
+        for last in ((0, 1, 2) if length == 2 else (0,))
+    ]
+    search = BeamSearch(12, 3, frozenset({end}), lambda ids: False)
+    while not search.done:
+        search.advance([logs(beam.token_ids) for beam in search.running])
+    best = sorted(whole, key=score, reverse=True)
+    assert [b.token_ids for b in search.finished][:5] == best[:5]
+    narrow = BeamSearch(1, 3, frozenset({end}), lambda ids: False)
+    while not narrow.done:
+        narrow.advance([logs(beam.token_ids) for beam in narrow.running])
+    assert narrow.finished[0].token_ids[0] == 1 and best[0][0] == 2
+
+
+def test_finding_samplers_imports_no_engine() -> None:
+    code = (
+        "import sys; from rft.components import find\n"
+        "for name in ('vllm', 'transformers', 'reference'): find('samplers', name)\n"
+        "print([m for m in ('torch', 'vllm', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]"
