@@ -68,8 +68,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 a check failed, 2 wrong input, 130 interrupted."""
+    from rft import process
     from rft.types import RftError
 
+    process.stop_once()
     top = parser()
     options, rest = top.parse_known_args(argv)
     # argparse gives up on settings that stand behind an option: rft run X.yaml --update a=b

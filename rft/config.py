@@ -166,7 +166,7 @@ class Sample(Decoding):
 
     use: str = "vllm"
     """`vllm`, `transformers`, `reference` (the data set's own solutions), or your own sampler."""
-    policy: str | list[str] = "base"
+    policy: str | Annotated[list[str], Field(min_length=1)] = "base"
     """`base`, `arm:NAME` (the adapter that arm trained, same seed), or a list of these."""
     engine: Engine = Engine()
 
@@ -241,7 +241,7 @@ class Eval(Decoding):
     """0 is greedy, the usual way to report accuracy; above 0 with n > 1 for pass@k and maj@k."""
     use: str = "vllm"
     """Sampler, as in `sample.use`."""
-    k: list[Positive] = [1]
+    k: Annotated[list[Positive], Field(min_length=1)] = [1]
     """The k of pass@k and maj@k; none above n."""
     engine: Engine = Engine()
 
@@ -294,9 +294,13 @@ class Experiment(Arm):
     """Name of the run's folder under `runs`."""
     runs: str = "runs"
     """Folder for runs, relative to where the command is typed."""
-    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     """The whole experiment is repeated with each seed; comparisons are paired within one."""
-    arms: dict[str, dict[str, Any]] = {"base": {"train": None}, "rft": {}}
+    arms: dict[str, dict[str, Any]] = {
+        "base": {"train": None},
+        "sft": {"sample": {"use": "reference"}},
+        "rft": {},
+    }
     """Name of each arm, and the keys it replaces."""
     compare: Compare = Compare()
 
@@ -362,7 +366,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends goes round in a circle")
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")])
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
@@ -377,8 +381,25 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     parent = raw.pop("extends", None)
     if parent is None:
         return raw
-    merged: dict[str, Any] = merge(_read(Path(parent), (*seen, path.resolve())), raw)
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: extends: name one file, for instance ./base.yaml")
+    merged: dict[str, Any] = merge(_read(path.parent / parent, (*seen, path.resolve())), raw)
     return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice: PyYAML keeps the last one and drops the rest."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: set[str] = set()
+        for key in keys:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _absolute(value: Any, folder: Path) -> Any:
@@ -392,6 +413,11 @@ def _absolute(value: Any, folder: Path) -> Any:
 
 
 def _check_arms(experiment: Experiment, path: Path) -> None:
+    name_parts = Path(experiment.name).parts
+    if not name_parts or ".." in name_parts or Path(experiment.name).is_absolute():
+        raise ConfigError(f"{path}: name: {experiment.name!r} is no folder under {experiment.runs}")
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        raise ConfigError(f"{path}: seeds: each seed once, not {experiment.seeds}")
     names = list(experiment.arms)
     if not names:
         raise ConfigError(f"{path}: arms: name at least one arm")
@@ -445,11 +471,16 @@ def explain(
     lines = []
     for error in fault.errors():
         parts = [str(p) for p in error["loc"]]
+        if set(parts) & {"str", "list[str]"}:
+            parts = [p for p in parts if p not in ("str", "list[str]")]
         dotted = prefix + ".".join(parts)
-        at_shell = any(dotted == key or dotted.startswith(key + ".") for key in set_here)
+        # A section's own check may fail because of one setting within it.
+        at_shell = any(
+            f"{a}.".startswith(f"{b}.") for k in set_here for a, b in ((dotted, k), (k, dotted))
+        )
         where = "command line" if at_shell else str(path)
         if error["type"] == "extra_forbidden":
-            fields = _fields_at(parts[:-1])
+            fields = _fields_at(parts[:-1], Arm if prefix else Experiment)
             hint = did_you_mean(parts[-1], fields)
             if hint:
                 near = hint.removeprefix("; did you mean ").removesuffix("?")
@@ -467,8 +498,8 @@ def explain(
     return "\n".join(dict.fromkeys(lines))
 
 
-def _fields_at(parts: list[str]) -> list[str]:
-    model: Any = Experiment
+def _fields_at(parts: list[str], top: type[BaseModel]) -> list[str]:
+    model: Any = top
     for part in parts:
         if part.isdigit():
             continue

@@ -63,7 +63,7 @@ class Plan:
         self.stages = self.folder / "stages"
         self.arms = {name: experiment.arm(name) for name in experiment.arms}
         self._sets: dict[str, prompts.PromptSet] = {}
-        self._models: dict[str, str] = {}
+        self._models: dict[tuple[str, str | None], str] = {}
         self._open: list[str] = []
         self._nodes: dict[str, Node] = {}
         self.rows = [
@@ -127,10 +127,11 @@ class Plan:
 
     def _model(self, arm: Arm) -> dict[str, Any]:
         """What of the model is part of an id: its weights, and how text becomes tokens."""
-        base = arm.model.base
-        if base not in self._models:
-            self._models[base] = model_digest(base, arm.model.revision)
-        return {"base": base, "weights": self._models[base], "chat": chat_digest(arm.chat)}
+        base, revision = arm.model.base, arm.model.revision
+        if (base, revision) not in self._models:
+            self._models[base, revision] = model_digest(base, revision)
+        weights = self._models[base, revision]
+        return {"base": base, "weights": weights, "chat": chat_digest(arm.chat)}
 
     def _policy(self, policy: str, seed: int) -> Node | None:
         return None if policy == "base" else self._train(policy.removeprefix("arm:"), seed)
@@ -181,6 +182,9 @@ class Plan:
     def _score(self, name: str, split: str, sample: Node) -> Node:
         arm, data = self.arms[name], self._prompts(name)
         got = self.prompt_set(arm)
+        for scorer in arm.score:
+            # Bound now, so that a wrong argument is found before anything is sampled.
+            components.check_args("scorers", scorer)
         scorers = [
             {**s.model_dump(), "source": components.source_digest("scorers", s.use)}
             for s in arm.score

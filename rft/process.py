@@ -37,12 +37,30 @@ def say(text: str, end: str = "\n") -> None:
         sys.stderr.write(text + end)
 
 
+def stop_once() -> None:
+    """Makes the first SIGINT or SIGTERM a KeyboardInterrupt and later ones nothing.
+
+    Ctrl-C in a terminal reaches a stage twice, from the terminal and from the runner; the second
+    must not interrupt the writing of what is finished. Clusters send SIGTERM before they take a
+    machine away.
+    """
+
+    def stop(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
 def stage_main(run: Callable[[list[dict[str, Any]]], None]) -> None:
     """Runs a stage on the jobs of the JSON file named on the command line.
 
     Exit codes: 0 done, 2 an RftError (printed with its fix), 130 interrupted with rows kept.
     """
     die_with_parent()
+    stop_once()
     try:
         run(json.loads(Path(sys.argv[1]).read_text()))
     except RftError as fault:

@@ -6,10 +6,12 @@ file and line. A prompt's id is a hash of its question, so joins survive any reo
 """
 
 import json
+import math
 import re
+import traceback
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,19 +88,21 @@ def hf(
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise RftError(f"{path}: no such data file: check prompts.args") from None
     except (OSError, UnicodeDecodeError) as fault:
         raise RftError(f"{path}: cannot be read: {fault}") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines(): JSON strings may hold U+2028 and other characters that it splits at.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as fault:
-            raise RftError(f"{where}: not valid JSON: {fault.msg}; one object a line") from None
+        except (ValueError, RecursionError) as fault:
+            what = fault.msg if isinstance(fault, json.JSONDecodeError) else str(fault)
+            raise RftError(f"{where}: not valid JSON: {what}; one object a line") from None
         if not isinstance(row, dict):
             raise RftError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
         yield row, where
@@ -114,19 +118,30 @@ def _columns(
             "prompts.args.question to the column with the question"
         )
     if answer_after and isinstance(out["answer"], str):
-        before, marker, after = out["answer"].rpartition(answer_after)
+        _, marker, after = out["answer"].rpartition(answer_after)
         out["answer"] = after.strip() if marker else None
     return {**out, "where": where}
 
 
+_WORDS = re.compile(
+    r"\d+(?:[.,]\d+)*|[^\W\d_]+|[=<>\u00d7\u00f7]|(?<![^\W\d_])[-+*/^%](?=\s*(?:[\d({\\]|[a-z]\b))"
+)
+
+
 def normalised(question: str) -> str:
-    """The question as the gate compares it: no case, spaces, punctuation or accent forms."""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", question).casefold())
+    """The question as the gate compares it: no case, spaces, punctuation or accent forms.
+
+    Numbers stay apart and operators stay, so that `12 + 3`, `1 + 23` and `12 - 3` are three.
+    """
+    text = unicodedata.normalize("NFKC", question).casefold().replace("\u2212", "-")
+    words = (f"<{w.replace(',', '')}>" if w[0].isdigit() else w for w in _WORDS.findall(text))
+    # Text without a word or number, such as an emoji, is compared as it is.
+    return "".join(words) or text.strip()
 
 
 def load(config: Prompts) -> PromptSet:
     """Loads, checks and gates both splits. Raises RftError naming file, line and fix."""
-    splits = components.make("prompts", config)()
+    splits = _call(config)
     for split in (config.train, config.eval):
         if split not in splits:
             raise RftError(
@@ -158,15 +173,38 @@ def load(config: Prompts) -> PromptSet:
     return PromptSet(train, held_out, len(raw_train), {k: v for k, v in dropped.items() if v})
 
 
+def _call(config: Prompts) -> Splits:
+    loader = components.make("prompts", config)
+    try:
+        splits = loader()
+    except RftError:
+        raise
+    except Exception as fault:
+        last = traceback.extract_tb(fault.__traceback__)[-1]
+        raise RftError(
+            f"prompts: {config.use} failed: {type(fault).__name__}: {fault} "
+            f"({last.filename}:{last.lineno})"
+        ) from fault
+    if not isinstance(splits, dict):
+        raise RftError(
+            f"prompts: {config.use} must return {{split: rows}}, not {type(splits).__name__}"
+        )
+    return {str(split): list(rows) for split, rows in splits.items()}
+
+
 def _checked(raw: list[dict[str, Any]], split: str, dropped: Counter[str]) -> list[Prompt]:
     if not raw:
         raise RftError(f"prompts: split {split!r} is empty")
     seen: dict[str, tuple[Prompt, str]] = {}
     for number, row in enumerate(raw, 1):
-        where = row.get("where") or f"prompts: {split} row {number}"
+        where = f"prompts: {split} row {number}"
+        if not isinstance(row, Mapping):
+            raise RftError(f"{where}: must be a mapping with a question, not {type(row).__name__}")
+        where = row.get("where") or where
         question = row.get("question")
         if not isinstance(question, str) or not question.strip():
             raise RftError(f"{where}: the question is empty or not text: mend or remove the row")
+        _text(question, where, "question")
         prompt = Prompt(
             id=digest(question),
             question=question,
@@ -191,10 +229,16 @@ def _text(value: Any, where: str, field: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as fault:
+            raise RftError(f"{where}: {field} is no valid Unicode text: {fault.reason}") from None
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(int(value)) if float(value).is_integer() else repr(value)
-    raise RftError(f"{where}: {field} must be text or a number, not {type(value).__name__}")
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise RftError(f"{where}: {field} must be text or a number, not {value!r}")
 
 
 def questions_digest(prompts: Iterable[Prompt]) -> str:

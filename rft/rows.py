@@ -92,14 +92,15 @@ def sync_folder(folder: Path) -> None:
 
 def write_part(folder: Path, rows: Iterable[Any], row_type: type) -> Path | None:
     """Writes rows as the folder's next part; nothing for no rows."""
+    rows = list(rows)
     names = [f.name for f in dataclasses.fields(row_type)]
     columns = {name: [getattr(row, name) for row in rows] for name in names}
-    if not columns[names[0]]:
+    if not rows:
         return None
     table = pa.table(columns, schema=schema(row_type))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    taken = [int(p.name.split("-")[1][:5]) for p in folder.glob("part-*")]
+    taken = [int(p.name[5:].split(".")[0]) for p in folder.glob("part-*")]
     path = folder / f"part-{max(taken, default=-1) + 1:05d}.parquet"
     write_bytes(path, sink.getvalue().to_pybytes())
     return path
@@ -118,9 +119,14 @@ def parts(folder: Path) -> list[Path]:
 
 
 def read(folder: Path, row_type: type[Row], columns: list[str] | None = None) -> Iterator[Row]:
-    """The folder's rows, each id once. With `columns`, the other fields are None."""
+    """The folder's rows, each id once. With `columns`, the other fields are None.
+
+    The first field is the id, and always among the columns.
+    """
     hints = typing.get_type_hints(row_type)
     fields = [f.name for f in dataclasses.fields(row_type)]  # type: ignore[arg-type]
+    if columns is not None:
+        columns = [fields[0], *(c for c in columns if c != fields[0])]
     convert = {name: _converter(hints[name]) for name in fields}
     seen: set[str] = set()
     for path in parts(folder):

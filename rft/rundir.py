@@ -50,7 +50,10 @@ class StageDir:
         files = {
             str(p.relative_to(self.path)): p.stat().st_size
             for p in sorted(self.path.rglob("*"))
-            if p.is_file() and not p.name.startswith(".") and p.suffix != ".torn"
+            if p.is_file()
+            and not p.name.startswith(".")
+            and p.suffix != ".torn"
+            and p != self.path / "manifest.json"
         }
         previous = _json(self.path / ".seconds") or 0.0
         manifest = {
@@ -160,8 +163,9 @@ def file_digest(path: Path) -> str:
 def model_digest(base: str, revision: str | None) -> str:
     """Identity of a model: a folder's files, or a hub name with its revision.
 
-    Of files over 8 MiB only size, first and last MiB are read: hashing hundreds of gigabytes at
-    every start would cost more than the check is worth.
+    Of files over 8 MiB only the size and 16 KiB of every MiB are read: hashing hundreds of
+    gigabytes at every start would cost more than the check is worth, and training changes whole
+    tensors.
     """
     folder = Path(base)
     if not folder.is_dir():
@@ -175,8 +179,9 @@ def model_digest(base: str, revision: str | None) -> str:
             seen.append([path.name, file_digest(path)])
             continue
         with open(path, "rb") as file:
-            head = hashlib.sha256(file.read(1 << 20))
-            file.seek(-(1 << 20), os.SEEK_END)
-            head.update(file.read())
-        seen.append([path.name, size, head.hexdigest()])
+            spots = hashlib.sha256()
+            for start in range(0, size, 1 << 20):
+                file.seek(start)
+                spots.update(file.read(16 << 10))
+        seen.append([path.name, size, spots.hexdigest()])
     return digest("folder", seen)

@@ -17,6 +17,9 @@ from rft.config import Experiment, config_digest, dump
 from rft.plan import Node, Plan
 from rft.types import Prompt, RftError, digest
 
+STOP_S = 60
+"""Seconds that an interrupted stage has to write what it holds."""
+
 KINDS = ("prompts", "sample", "score", "select", "train", "evaluate")
 """In order of urgency: what is ready and comes first here runs first."""
 
@@ -239,7 +242,7 @@ def _spawn(
         told = log.read_text(errors="replace").splitlines()[-12:]
         by = "" if child.returncode > 0 else f" by {signal.Signals(-child.returncode).name}"
         # An RftError was printed by the stage itself; anything else is shown from its log.
-        if child.returncode == 2 or f"exitcode  : {2}" in "\n".join(told):
+        if child.returncode == 2:
             raise RftError(f"the {kind} stage stopped (above); its log is {log}")
         raise RftError(
             f"the {kind} stage was ended{by} (exit code {child.returncode}). Finished rows are "
@@ -255,8 +258,8 @@ def _wait(child: subprocess.Popen[bytes]) -> None:
     except KeyboardInterrupt:
         process.say("\nstopping: writing what is finished ...")
         try:
-            child.send_signal(signal.SIGINT)
-            child.wait(timeout=60)
+            child.send_signal(signal.SIGTERM)
+            child.wait(timeout=STOP_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -264,7 +267,7 @@ def _wait(child: subprocess.Popen[bytes]) -> None:
 
 
 def _accelerate(launch: str | None) -> list[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [sys.executable, "-m", "rft.training.launch"]
     if launch:
         return [*command, "--config_file", launch, "-m"]
     one = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"

@@ -7,13 +7,17 @@ the item is reported as failed, and the rest of its chunk goes to a fresh worker
 """
 
 import multiprocessing as mp
+import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from rft.types import RftError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -38,9 +42,17 @@ class _Worker(Generic[In]):
     since: float = 0.0
 
 
-def _serve(make: Callable[..., Any], args: Any, pipe: Connection, begun: Any) -> None:
+def _serve(
+    make: Callable[..., Any], args: Any, pipe: Connection, begun: Any, memory_gb: float
+) -> None:
     try:
         work = make(*args)
+        # Writable memory, not address space, of which GPU libraries reserve terabytes.
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        most = pages * resource.getpagesize() + int(memory_gb * (1 << 30))
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1])
+        )
     except BaseException as fault:
         pipe.send(Failure("error", f"{type(fault).__name__}: {fault}"))
         raise
@@ -67,13 +79,16 @@ def run(
     *,
     workers: int,
     timeout_s: float,
+    memory_gb: float = 4.0,
     chunk: int = 256,
 ) -> Iterator[tuple[In, Out | Failure]]:
     """Yields (item, result or Failure) for each item, in any order.
 
     make(*args) is called once in each worker process and gives the function that is applied to the
     items; it must be importable, as must be all that args and items hold. timeout_s: seconds that
-    one item may take. Raises RuntimeError if `make` itself fails.
+    one item may take. memory_gb: how much a worker may allocate on top of what it holds after
+    `make` (GiB); beyond, an item fails with MemoryError or `crashed`. Raises
+    RftError if `make` itself fails.
     """
     context = mp.get_context("spawn")
     source = iter(items)
@@ -83,14 +98,20 @@ def run(
     def start() -> _Worker[In]:
         ours, theirs = context.Pipe()
         begun = context.Value("l", 0, lock=False)
-        process = context.Process(target=_serve, args=(make, args, theirs, begun), daemon=True)
+        process = context.Process(
+            target=_serve, args=(make, args, theirs, begun, memory_gb), daemon=True
+        )
         process.start()
         theirs.close()
         worker: _Worker[In] = _Worker(process, ours, begun)
-        ready = ours.recv() if ours.poll(120) else Failure("error", "a worker did not start")
+        try:
+            ready = ours.recv() if ours.poll(120) else Failure("error", "it did not start in 120 s")
+        except (EOFError, ConnectionResetError):
+            process.join()
+            ready = Failure("crashed", f"it ended with exit code {process.exitcode}")
         if isinstance(ready, Failure):
             process.kill()
-            raise RuntimeError(ready.detail)
+            raise RftError(f"a worker process could not start: {ready.detail}")
         return worker
 
     def feed(worker: _Worker[In]) -> bool:
@@ -111,7 +132,8 @@ def run(
             ready = wait([w.pipe for w in live], timeout=min(timeout_s / 4, 1.0))
             for worker in list(live):
                 failed = None
-                if worker.pipe in ready:
+                # Asked again: the consumer of an earlier yield may have taken longer than a deadline.
+                if worker.pipe in ready or worker.pipe.poll():
                     try:
                         results = worker.pipe.recv()
                     except (EOFError, ConnectionResetError):

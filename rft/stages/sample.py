@@ -59,6 +59,8 @@ class Job:
                 return
             if other != self.folder and missing & rows.ids(other):
                 for row in rows.read(other, Candidate):
+                    if self.decoding.logprobs == "tokens" and row.token_logprobs is None:
+                        break  # it was drawn with less than is wanted now
                     if row.id in missing:
                         self.writer.add(row)
                         self.done.add(row.id)

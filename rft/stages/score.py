@@ -17,7 +17,7 @@ from typing import Any
 from rft import components, process, rows, workers
 from rft.config import Component
 from rft.rundir import StageDir
-from rft.types import Candidate, Finish, Prompt, Score, Scorer, ScoreRow, Verdict
+from rft.types import Candidate, Finish, Prompt, RftError, Score, Scorer, ScoreRow, Verdict
 
 TIMEOUT_S = 10.0
 """Seconds that all scorers together may spend on one candidate."""
@@ -28,7 +28,18 @@ Pair = tuple[Prompt, Candidate]
 def load_scorers(specs: list[dict[str, Any]]) -> Callable[[Pair], list[Score]]:
     """The scorers of a config's `score:` as one function of a (prompt, candidate) pair."""
     made: list[Scorer] = [components.make("scorers", Component(**spec)) for spec in specs]
-    return lambda pair: [scorer(*pair) for scorer in made]
+
+    def judge(pair: Pair) -> list[Score]:
+        scores = [scorer(*pair) for scorer in made]
+        for spec, score in zip(specs, scores, strict=True):
+            # Checked in the worker, so that a faulty scorer costs its verdicts and not the run.
+            if not isinstance(score, Score) or score.verdict not in list(Verdict):
+                raise TypeError(f"{spec['use']} returned {score!r:.80}, not a Score")
+            if not isinstance(score.extracted, str | None):
+                raise TypeError(f"{spec['use']}: Score.extracted is {score.extracted!r:.80}")
+        return scores
+
+    return judge
 
 
 def combine(scores: list[Score]) -> Score:
@@ -118,6 +129,11 @@ def _score(job: dict[str, Any], folder: Path) -> None:
         verdicts[str(row.verdict)] += 1
         if row.verdict is Verdict.UNKNOWN:
             reasons[row.reason or "unknown"] += 1
+    if count != total:
+        raise RftError(
+            f"{job['label']}: {count:,} verdicts on disk for {total:,} candidates. Run the command "
+            "again to score the missing ones."
+        )
     StageDir(folder).commit(
         started,
         rows=count,

@@ -9,7 +9,6 @@ nothing, or on references alone in the belief that samples were added, is a know
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -47,25 +46,30 @@ def apply(selectors: list[Any], groups: list[Group]) -> dict[str, str | None]:
     reasons: dict[str, str | None] = {}
     for number, selector in enumerate(selectors):
         waiting = {row.candidate.id for group in groups for row in group.rows}
-        kept: list[Choice] = []
-        for row, reason in selector(iter(groups)):
+        for row, reason in _choices(number, selector, groups):
             if row.candidate.id not in waiting:
                 raise RftError(f"select.{number}: candidate {row.candidate.id} came back twice")
             waiting.discard(row.candidate.id)
+            if not (reason is None or isinstance(reason, str)):
+                raise RftError(f"select.{number}: a reason must be text or None, not {reason!r}")
             reasons[row.candidate.id] = reason
-            if reason is None:
-                kept.append((row, None))
         if waiting:
             raise RftError(
                 f"select.{number}: {len(waiting)} candidates vanished without a reason, for "
                 f"instance {min(waiting)}: a selector must yield every row it is given"
             )
-        prompts = {group.prompt.id: group.prompt for group in groups}
-        groups = [
-            Group(prompts[prompt_id], tuple(row for row, _ in choices))
-            for prompt_id, choices in groupby(kept, key=lambda c: c[0].candidate.prompt_id)
-        ]
+        # In the order that they had, whatever order the selector gave them back in.
+        left = ((g.prompt, tuple(r for r in g.rows if not reasons[r.candidate.id])) for g in groups)
+        groups = [Group(prompt, members) for prompt, members in left if members]
     return reasons
+
+
+def _choices(number: int, selector: Any, groups: list[Group]) -> Iterator[Choice]:
+    """What a selector yields; its ValueError or TypeError is the user's to mend."""
+    try:
+        yield from selector(iter(groups))
+    except (TypeError, ValueError) as fault:
+        raise RftError(f"select.{number}: {type(fault).__name__}: {fault}") from fault
 
 
 def _groups(job: dict[str, Any]) -> Iterator[Group]:

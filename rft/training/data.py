@@ -125,33 +125,28 @@ def read_groups(rows: Iterable[TrainRow]) -> list[Group]:
 
     Raises RftError for no rows, and for a row that has no prompt or no completion.
     """
-    prompts: dict[str, Ids] = {}
-    completions: dict[str, list[tuple[str, Ids]]] = {}
+    # Keyed by the ids as well: prompts rendered in two ways must not share a layout.
+    found: dict[tuple[str, bytes], list[tuple[str, Ids]]] = {}
     for row in rows:
         if not row.prompt_token_ids or not row.token_ids:
             raise RftError(
                 f"training row {row.id}: its {'completion' if row.prompt_token_ids else 'prompt'} "
                 "has no tokens, so there is nothing to learn from it. Drop it with a selector."
             )
-        # One prompt can be laid out with two prefixes only if its rows were rendered differently.
-        key = row.prompt_id
-        prompt = np.asarray(row.prompt_token_ids, np.int32)
-        if key in prompts and not np.array_equal(prompts[key], prompt):
-            key = f"{key}:{prompt.tobytes().hex()}"
-        prompts[key] = prompt
-        completions.setdefault(key, []).append((row.id, np.asarray(row.token_ids, np.int32)))
-    if not prompts:
+        key = (row.prompt_id, np.asarray(row.prompt_token_ids, np.int32).tobytes())
+        found.setdefault(key, []).append((row.id, np.asarray(row.token_ids, np.int32)))
+    if not found:
         raise RftError(
             "there are no rows to train on. Look at the select stage with `rft show`: loosen a "
             "selector, raise sample.n, or start from a stronger policy."
         )
     return [
         Group(
-            key.partition(":")[0],
-            prompts[key],
-            tuple(ids for _, ids in sorted(completions[key], key=lambda item: item[0])),
+            prompt_id,
+            np.frombuffer(prompt, np.int32),
+            tuple(ids for _, ids in sorted(members, key=lambda member: member[0])),
         )
-        for key in sorted(prompts)
+        for (prompt_id, prompt), members in sorted(found.items())
     ]
 
 
@@ -215,11 +210,8 @@ def pack(groups: list[Group], limit: int) -> list[list[Group]]:
     rows: list[list[Group]] = []
     room: list[int] = []
     for part in parts:
-        for number, left in enumerate(room):
-            if part.tokens <= left:
-                break
-        else:
-            number = len(rows)
+        number = next((n for n, left in enumerate(room) if part.tokens <= left), len(rows))
+        if number == len(rows):
             rows.append([])
             room.append(limit)
         rows[number].append(part)

@@ -3,8 +3,8 @@
 accelerate's launcher starts the trainer as its child and has four habits that a run cannot live
 with; this module undoes them and leaves the launching itself to accelerate:
 
-- it dies at once on Ctrl-C, before the trainer has written its checkpoint: it ignores SIGINT here,
-  and waits (with several processes, torch's own launcher passes the signal on and waits);
+- it dies at once on Ctrl-C or SIGTERM, before the trainer has written its checkpoint: here it
+  passes the signal on and waits (with several processes, torch's own launcher does that);
 - it closes the descriptor of the terminal: that becomes the trainer's standard input, which
   nothing reads;
 - it gives a trainer on a CPU one thread: all are offered, and the trainer takes its share;
@@ -25,13 +25,15 @@ from rft import process
 
 def _pass_on(signum: int, _: Any) -> None:
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    if not children:
+        sys.exit(process.INTERRUPTED)
     for child in children:
         os.kill(int(child), signum)
 
 
 def main() -> None:
     process.die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _pass_on)
     signal.signal(signal.SIGTERM, _pass_on)
     terminal = os.environ.get("RFT_TERMINAL")
     if terminal:

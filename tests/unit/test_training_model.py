@@ -1,0 +1,291 @@
+"""The grouped layout computes what separate padded rows compute, and masters are FP32 or it stops."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from rft.config import Lora, Model, Precision, Train
+from rft.precision import DTYPES, assert_fp32_masters, check_formats
+from rft.training.data import Group, collate, pack
+from rft.training.model import (
+    add_lora,
+    check_layout,
+    check_rows,
+    completion_loss,
+    load_base,
+    save_adapter,
+)
+from rft.types import RftError
+
+MODEL = Model(base="tiny")
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}
+
+
+def llama(**changes) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SMALL, **changes}))
+
+
+def some_groups() -> list[Group]:
+    draw = np.random.default_rng(0)
+    return [
+        Group(f"p{i}", draw.integers(0, 64, size, np.int32), tuple(completions))
+        for i, size in enumerate([5, 12, 1, 9])
+        for completions in [[draw.integers(0, 64, n, np.int32) for n in draw.integers(1, 9, i + 1)]]
+    ]
+
+
+def padded_loss(model, groups: list[Group]) -> torch.Tensor:
+    """The textbook: a padded row for each completion, an attention mask, all logits."""
+    rows = [(g.prompt, c) for g in groups for c in g.completions]
+    width = max(len(p) + len(c) for p, c in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    seen = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for i, (prompt, completion) in enumerate(rows):
+        both = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))
+        ids[i, : len(both)], seen[i, : len(both)] = both, 1
+        labels[i, len(prompt) : len(both)] = both[len(prompt) :]
+    logits = model(input_ids=ids, attention_mask=seen).logits[:, :-1].flatten(0, 1)
+    return cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {n: p.grad.double() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("limit", [1000, 40, 1])
+def test_loss_and_gradients_equal_those_of_padded_rows(limit):
+    groups = some_groups()
+    model = add_lora(llama(), Train(), seed=0)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if "lora_B" in name:
+                param.normal_(std=0.1)  # B starts at 0, where half of the gradients vanish
+    expected = padded_loss(model, groups)
+    expected.backward()
+    wanted = gradients(model)
+    model.zero_grad()
+    total = torch.tensor(0.0)
+    for row in pack(groups, limit):
+        loss = completion_loss(model, collate(row))
+        loss.backward()
+        total += loss.detach()
+    assert float(total) == pytest.approx(float(expected), rel=1e-6)
+    for name, got in gradients(model).items():
+        assert float((got - wanted[name]).norm() / wanted[name].norm()) < 5e-6, name
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    batch = collate(some_groups())
+    found = []
+    for recompute in (False, True):
+        model = add_lora(llama(), Train(gradient_checkpointing=recompute), seed=0)
+        completion_loss(model, batch).backward()
+        found.append(gradients(model))
+    assert all(torch.allclose(found[0][n], found[1][n], rtol=1e-5, atol=1e-7) for n in found[0])
+    assert any(float(g.norm()) > 0 for g in found[1].values())
+
+
+def mistral(**changes) -> MistralForCausalLM:
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**{**SMALL, **changes}))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        llama,
+        mistral,
+        lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
+        # Learned positions.
+        lambda: GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)),
+    ],
+)
+def test_the_layout_check_passes_models_that_it_should(make):
+    assert check_layout(make(), MODEL, some_groups()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)),
+        lambda: MambaForCausalLM(
+            MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8)
+        ),
+    ],
+)
+def test_the_layout_check_stops_alibi_and_state_space_models(make):
+    torch.manual_seed(0)
+    with pytest.raises(RftError, match="model.base: tiny: its attention does not"):
+        check_layout(make(), MODEL, some_groups())
+
+
+@pytest.mark.parametrize(
+    "make, told",
+    [
+        (lambda: mistral(sliding_window=8), "sliding_window of tiny is 8"),
+        (lambda: llama(max_position_embeddings=8), "max_position_embeddings of tiny is 8"),
+        (lambda: llama(vocab_size=10), "tiny has 10: they were made with another tokenizer"),
+    ],
+)
+def test_rows_that_do_not_fit_the_model_are_named(make, told):
+    with pytest.raises(RftError, match=f"training rows of prompt p.*{told}"):
+        check_rows(make(), MODEL, some_groups())
+
+
+def test_rows_that_fit_pass():
+    check_rows(mistral(sliding_window=64), MODEL, some_groups())
+
+
+def test_the_adapter_depends_on_the_seed_alone():
+    base = llama()
+    first = add_lora(copy.deepcopy(base), Train(), seed=1).state_dict()
+    torch.randn(100)
+    again = add_lora(copy.deepcopy(base), Train(), seed=1).state_dict()
+    other = add_lora(copy.deepcopy(base), Train(), seed=2).state_dict()
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert any(not torch.equal(first[n], other[n]) for n in first)
+
+
+def test_all_linear_adapts_every_layer_and_not_the_head():
+    model = add_lora(llama(), Train(), seed=0)
+    adapted = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert len(adapted) == 2 * 2 * 7
+    assert not any("lm_head" in n or "embed" in n for n in adapted)
+
+
+def test_unknown_targets_are_named():
+    with pytest.raises(RftError, match=r"train.lora.targets: \['nothing'\]"):
+        add_lora(llama(), Train(lora=Lora(targets=["nothing"])), seed=0)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(RftError, match="model.base: .*nowhere: cannot be loaded for training"):
+        load_base(Model(base=str(tmp_path / "nowhere")), Train())
+
+
+@pytest.mark.parametrize("stored", ["bf16", "fp16"])
+def test_masters_are_float32_over_any_base(tmp_path: Path, stored):
+    llama().save_pretrained(tmp_path)
+    train = Train(precision=Precision(compute="bf16", base=stored))
+    base = load_base(Model(base=str(tmp_path)), train)
+    assert {p.dtype for p in base.parameters()} == {DTYPES[stored]}
+    model = add_lora(base, train, seed=0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    assert assert_fp32_masters(model, optimizer) > 0
+
+
+def stepped():
+    model = add_lora(llama(), Train(), seed=0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    completion_loss(model, collate(some_groups())).backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_masters_count_the_trainable_parameters():
+    model, optimizer = stepped()
+    assert assert_fp32_masters(model, optimizer) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
+
+
+def test_a_cast_master_is_named():
+    model, optimizer = stepped()
+    name, param = next((n, p) for n, p in model.named_parameters() if "lora_B" in n)
+    param.data = param.data.bfloat16()
+    with pytest.raises(RftError, match=f"trainable parameter {name} is torch.bfloat16"):
+        assert_fp32_masters(model, optimizer)
+
+
+def test_a_cast_optimizer_state_is_named():
+    model, optimizer = stepped()
+    state = next(iter(optimizer.state.values()))
+    state["exp_avg_sq"] = state["exp_avg_sq"].half()
+    with pytest.raises(RftError, match=r"optimizer state exp_avg_sq of .*lora.* is torch.float16"):
+        assert_fp32_masters(model, optimizer)
+
+
+def test_a_trainable_parameter_outside_the_optimizer_is_named():
+    model, _ = stepped()
+    some = [p for p in model.parameters() if p.requires_grad][1:]
+    with pytest.raises(RftError, match="is not in the optimizer"):
+        assert_fp32_masters(model, torch.optim.AdamW(some))
+
+
+@pytest.mark.parametrize(
+    "compute, base, launched, told",
+    [
+        ("fp32", "fp32", None, None),
+        ("fp32", "fp32", "no", None),
+        ("bf16", "bf16", "no", None),
+        ("bf16", "fp32", "bf16", None),
+        ("fp32", "fp32", "bf16", "mixed_precision: bf16, but train.precision.compute is fp32"),
+        ("fp32", "fp32", "fp16", "mixed_precision: fp16, but"),
+        ("bf16", "bf16", "fp16", "mixed_precision: fp16, but train.precision.compute is bf16"),
+        ("fp32", "bf16", "no", "Set train.precision.base to fp32"),
+    ],
+)
+def test_formats(compute, base, launched, told):
+    precision = Precision(compute=compute, base=base)
+    if told is None:
+        check_formats(precision, launched)
+    else:
+        with pytest.raises(RftError, match=told):
+            check_formats(precision, launched)
+
+
+def test_the_saved_adapter_gives_the_same_loss(tmp_path: Path):
+    from peft import PeftModel
+
+    llama().save_pretrained(tmp_path / "base")
+    trained = add_lora(load_base(Model(base=str(tmp_path / "base")), Train()), Train(), seed=0)
+    with torch.no_grad():
+        for param in trained.parameters():
+            if param.requires_grad:
+                param.normal_(std=0.1)
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    save_adapter(trained, stage)
+    assert sorted(p.name for p in stage.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    config = json.loads((stage / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(
+        load_base(Model(base=str(tmp_path / "base")), Train()), stage
+    )
+    batch = collate(some_groups())
+    expected = float(completion_loss(trained, batch))
+    assert float(completion_loss(loaded, batch)) == pytest.approx(expected, rel=1e-6)
+    assert float(completion_loss(llama(), batch)) != pytest.approx(expected, rel=1e-3)
