@@ -11,12 +11,16 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
 import rft
-from rft.config import Component, ConfigError, did_you_mean
+from rft.config import Component, ConfigError
+from rft.faults import did_you_mean
 from rft.types import digest
 
 
@@ -104,17 +108,46 @@ def check_args(kind: str, component: Component) -> Callable[..., Any]:
         if parameter.default is parameter.empty and key not in component.args:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 raise ConfigError(f"{kind}: {component.use} needs the argument {key!r}")
+    _typed(kind, component, found)
     return found
+
+
+def _typed(kind: str, component: Component, found: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments read through their annotations, as settings are: YAML's `1e-4` is a string."""
+    try:
+        hints = typing.get_type_hints(
+            found.__init__ if inspect.isclass(found) else found,
+            include_extras=True,
+        )
+    except (NameError, TypeError, AttributeError):
+        return dict(component.args)  # annotations that only a type checker understands
+    args: dict[str, Any] = {}
+    for key, value in component.args.items():
+        args[key] = value
+        later = isinstance(value, str) and value.startswith("arm:")
+        if later or key not in hints:
+            continue
+        try:
+            args[key] = TypeAdapter(hints[key]).validate_python(value)
+        except PydanticSchemaGenerationError:
+            continue
+        except ValidationError as fault:
+            told = fault.errors()[0]["msg"]
+            raise ConfigError(
+                f"{kind}: {component.use}: argument {key!r}: {told}, not {value!r}"
+            ) from None
+    return args
 
 
 def make(kind: str, component: Component) -> Callable[..., Any]:
     """The component with its arguments in place, ready for the pipeline's own."""
     found = check_args(kind, component)
+    args = _typed(kind, component, found)
     try:
         if inspect.isclass(found):
-            made: Any = found(**component.args)
+            made: Any = found(**args)
             return made
-        return functools.partial(found, **component.args)
+        return functools.partial(found, **args)
     except (TypeError, ValueError) as fault:
         raise ConfigError(f"{kind}: {component.use}: {fault}") from fault
 

@@ -10,7 +10,6 @@ stands in, and is made absolute here, so an experiment means the same from every
 """
 
 import difflib
-import json
 import os
 import typing
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rft.faults import did_you_mean, explain
 from rft.types import RftError, digest
 
 
@@ -344,13 +344,13 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Experiment:
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as fault:
-        raise ConfigError(explain(fault, path, overrides=overrides)) from None
+        raise ConfigError(explain(fault, Experiment, path, overrides=overrides)) from None
     for name, arm in experiment.arms.items():
         try:
             Arm.model_validate(_arm_overrides(experiment, name, arm))
         except ValidationError as fault:
             raise ConfigError(
-                explain(fault, path, prefix=f"arms.{name}.", overrides=overrides)
+                explain(fault, Arm, path, prefix=f"arms.{name}.", overrides=overrides)
             ) from None
     _check_arms(experiment, path)
     return experiment
@@ -456,148 +456,6 @@ def arm_references(arm: Arm) -> list[tuple[str, str]]:
     if arm.train and arm.train.match_steps:
         found.append(("train.match_steps", arm.train.match_steps.removeprefix("arm:")))
     return found
-
-
-def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def explain(
-    fault: ValidationError, path: Path, prefix: str = "", overrides: typing.Sequence[str] = ()
-) -> str:
-    """A pydantic error as lines of `file: dotted.path: what; fix`."""
-    set_here = [text.partition("=")[0] for text in overrides]
-    lines = []
-    for error in fault.errors():
-        parts = [str(p) for p in error["loc"]]
-        if set(parts) & {"str", "list[str]"}:
-            parts = [p for p in parts if p not in ("str", "list[str]")]
-        dotted = prefix + ".".join(parts)
-        # A section's own check may fail because of one setting within it.
-        at_shell = any(
-            f"{a}.".startswith(f"{b}.") for k in set_here for a, b in ((dotted, k), (k, dotted))
-        )
-        where = "command line" if at_shell else str(path)
-        if error["type"] == "extra_forbidden":
-            fields = _fields_at(parts[:-1], Arm if prefix else Experiment)
-            hint = did_you_mean(parts[-1], fields)
-            if hint:
-                near = hint.removeprefix("; did you mean ").removesuffix("?")
-                hint = f"; did you mean {prefix}{'.'.join([*parts[:-1], near])}?"
-            else:
-                hint = f"; settings there are {', '.join(fields)}" if fields else ""
-            lines.append(f"{where}: {dotted} is not a setting{hint}")
-        elif error["type"] == "missing":
-            lines.append(f"{where}: {dotted} is missing: set it")
-        elif error["type"] == "value_error":
-            lines.append(f"{where}: {dotted or 'experiment'}: {error['ctx']['error']}")
-        else:
-            got = json.dumps(error["input"], default=str)[:80]
-            lines.append(f"{where}: {dotted}: {error['msg']}, not {got}")
-    return "\n".join(dict.fromkeys(lines))
-
-
-def _fields_at(parts: list[str], top: type[BaseModel]) -> list[str]:
-    model: Any = top
-    for part in parts:
-        if part.isdigit():
-            continue
-        field = model.model_fields.get(part)
-        model = field and _model_in(field.annotation)
-        if model is None:
-            return []
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in typing.get_args(annotation):
-        if found := _model_in(inner):
-            return found
-    return None
-
-
-def schema() -> str:
-    """JSON schema of an experiment file, for editors that complete YAML."""
-    top = Experiment.model_json_schema()
-    top["title"] = "rft experiment"
-    top["properties"]["extends"] = {
-        "type": "string",
-        "description": "Another experiment file whose keys this one starts from.",
-    }
-    # Through `extends` any key may come from another file.
-    top.pop("required", None)
-    return json.dumps(top, indent=1) + "\n"
-
-
-def reference() -> str:
-    """docs/configuration.md, from the models."""
-    out = [
-        "# Configuration",
-        "",
-        "<!-- Made from rft/config.py by scripts/make_reference.py: edit the docstrings there. -->",
-        "",
-        "An experiment is one YAML file. Override any setting on the command line by its dotted",
-        "path: `rft run configs/quickstart.yaml train.lr=1e-4 arms.rft.sample.n=32`. A file can",
-        "start from another with `extends: ./other.yaml`. Strings that begin with `./` or `../`",
-        "are paths relative to the file they stand in.",
-        "",
-    ]
-
-    def section(model: type[BaseModel], path: str) -> None:
-        doc = " ".join((model.__doc__ or "").split())
-        out.extend([f"## {path or 'Top level'}", "", doc, ""])
-        out.extend(["| setting | type | default | meaning |", "|---|---|---|---|"])
-        inner: list[tuple[type[BaseModel], str]] = []
-        for name, field in model.model_fields.items():
-            nested = _model_in(field.annotation)
-            kind = _type_name(field.annotation)
-            if nested and nested is not Component:
-                inner.append((nested, f"{path}.{name}".lstrip(".")))
-                default, kind = f"see [{inner[-1][1]}](#{_anchor(inner[-1][1])})", "section"
-            elif field.is_required():
-                default = "(needed)"
-            else:
-                default = f"`{_plain(field.get_default(call_default_factory=True))}`"
-            about = field.description or " ".join((nested.__doc__ or "").split() if nested else [])
-            out.append(f"| `{name}` | {kind} | {default} | {' '.join(about.split())} |")
-        out.append("")
-        for nested, where in inner:
-            section(nested, where)
-
-    section(Experiment, "")
-    section(Component, "component (scorers, selectors)")
-    return "\n".join(out).rstrip() + "\n"
-
-
-def _anchor(path: str) -> str:
-    return path.replace(".", "")
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        value = [
-            v.model_dump(exclude_defaults=True) if isinstance(v, Section) else v for v in value
-        ]
-    return json.dumps(value, ensure_ascii=False).replace("|", "\\|")
-
-
-def _type_name(annotation: Any) -> str:
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return _type_name(args[0])
-    if origin is Literal:
-        return " \\| ".join(f"`{a}`" for a in args)
-    if annotation is type(None):
-        return "null"
-    if origin in (list, tuple, dict):
-        inner = ", ".join(_type_name(a) for a in args)
-        return f"{origin.__name__}[{inner}]"
-    if args:
-        return " \\| ".join(_type_name(a) for a in args)
-    return getattr(annotation, "__name__", str(annotation))
 
 
 def dump(experiment: Experiment) -> str:

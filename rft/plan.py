@@ -6,7 +6,8 @@ node, which is how arms and seeds share work. What a stage does not depend on is
 key: sampling does not depend on gold answers, nor any id on the engine's speed settings.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rft import components, prompts
 from rft.chat import chat_digest
 from rft.config import Arm, Component, ConfigError, Decoding, Experiment
 from rft.rundir import StageDir, model_digest
-from rft.types import digest
+from rft.types import Prompt, digest
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Node:
     late: bool = False
     """Evaluation waits for all training, so that one engine serves every arm."""
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         return digest(self.inputs)
 
@@ -64,6 +65,9 @@ class Plan:
         self.arms = {name: experiment.arm(name) for name in experiment.arms}
         self._sets: dict[str, prompts.PromptSet] = {}
         self._models: dict[tuple[str, str | None], str] = {}
+        self._digests: dict[tuple[str, str, str], str] = {}
+        self._sources: dict[tuple[str, str], str] = {}
+        self._made: dict[tuple[str, str, int], Node] = {}
         self._open: list[str] = []
         self._nodes: dict[str, Node] = {}
         self.rows = [
@@ -94,6 +98,19 @@ class Plan:
             self._sets[key] = prompts.load(arm.prompts)
         return self._sets[key]
 
+    def _digest(self, of: Callable[[Iterable[Prompt]], str], arm: Arm, split: str) -> str:
+        """`of` the split, once: over a large data set it takes tens of milliseconds."""
+        key = (of.__name__, digest(arm.prompts.model_dump(mode="json")), split)
+        if key not in self._digests:
+            got = self.prompt_set(arm)
+            self._digests[key] = of(got.train if split == "train" else got.eval)
+        return self._digests[key]
+
+    def _source(self, kind: str, use: str) -> str:
+        if (kind, use) not in self._sources:
+            self._sources[kind, use] = components.source_digest(kind, use)
+        return self._sources[kind, use]
+
     def _links(self, name: str, seed: int) -> dict[str, Node]:
         arm = self.arms[name]
         links = {"1_prompts": self._prompts(name)}
@@ -101,7 +118,7 @@ class Plan:
             for suffix, (sample, score) in self._pools(name, seed).items():
                 links[f"2_sample{suffix}"] = sample
                 links[f"3_score{suffix}"] = score
-            links["4_select"] = self._select(name, seed)
+            links["4_select"] = self._guarded(self._select, name, seed)
             links["5_train"] = self._train(name, seed)
         evaluate = self._evaluate(name, seed)
         links["6_eval_sample"], links["6_eval_score"] = evaluate.needs
@@ -119,11 +136,10 @@ class Plan:
         return node
 
     def _prompts(self, name: str) -> Node:
-        got = self.prompt_set(self.arms[name])
-        rows = sorted((p.id, p.answer, p.solution, p.kind) for p in got.train)
-        held = sorted((p.id, p.answer, p.solution, p.kind) for p in got.eval)
-        inputs = {"kind": "prompts", "train": digest(rows), "eval": digest(held)}
-        return self._node("prompts", f"prompts ({name})", inputs, set=got)
+        arm = self.arms[name]
+        splits = {s: self._digest(prompts.rows_digest, arm, s) for s in ("train", "eval")}
+        inputs = {"kind": "prompts", **splits}
+        return self._node("prompts", f"prompts ({name})", inputs, set=self.prompt_set(arm))
 
     def _model(self, arm: Arm) -> dict[str, Any]:
         """What of the model is part of an id: its weights, and how text becomes tokens."""
@@ -140,12 +156,12 @@ class Plan:
         self, name: str, split: str, use: str, decoding: Decoding, policy: Node | None, seed: int
     ) -> Node:
         arm, data = self.arms[name], self._prompts(name)
-        got = self.prompt_set(arm)
-        split_rows = got.train if split == "train" else got.eval
         model = self._model(arm)
         settings = {k: v for k, v in decoding.model_dump().items() if k in Decoding.model_fields}
         if use == "reference":
-            drawn: dict[str, Any] = {"solutions": prompts.solutions_digest(split_rows)}
+            drawn: dict[str, Any] = {
+                "solutions": self._digest(prompts.solutions_digest, arm, split)
+            }
         else:
             drawn = {k: v for k, v in settings.items() if k not in ("n", "logprobs")}
             drawn["policy"] = "base" if policy is None else policy.key
@@ -157,9 +173,9 @@ class Plan:
             **pool,
             "n": settings["n"],
             "logprobs": settings["logprobs"],
-            "questions": prompts.questions_digest(split_rows),
+            "questions": self._digest(prompts.questions_digest, arm, split),
             "max_len": arm.model.max_len,
-            "source": components.source_digest("samplers", use),
+            "source": self._source("samplers", use),
         }
         late = split == "eval"
         return self._node(
@@ -181,18 +197,14 @@ class Plan:
 
     def _score(self, name: str, split: str, sample: Node) -> Node:
         arm, data = self.arms[name], self._prompts(name)
-        got = self.prompt_set(arm)
         for scorer in arm.score:
             # Bound now, so that a wrong argument is found before anything is sampled.
             components.check_args("scorers", scorer)
-        scorers = [
-            {**s.model_dump(), "source": components.source_digest("scorers", s.use)}
-            for s in arm.score
-        ]
+        scorers = [{**s.model_dump(), "source": self._source("scorers", s.use)} for s in arm.score]
         inputs = {
             "kind": "score",
             "candidates": sample.key,
-            "gold": prompts.gold_digest(got.train if split == "train" else got.eval),
+            "gold": self._digest(prompts.gold_digest, arm, split),
             "score": scorers,
         }
         return self._node(
@@ -238,7 +250,7 @@ class Plan:
             # Bound now, so that a wrong argument is found before anything is sampled.
             components.check_args("selectors", Component(use=component.use, args=args))
             specs.append({"use": component.use, "args": args, "counts": counts})
-            source = components.source_digest("selectors", component.use)
+            source = self._source("selectors", component.use)
             slices.append({"use": component.use, "args": keyed, "source": source})
         inputs = {"kind": "select", "pools": [score.key for _, score in pools], "select": slices}
         return self._node(
@@ -263,7 +275,7 @@ class Plan:
     def _train_node(self, name: str, seed: int) -> Node:
         arm = self.arms[name]
         assert arm.train is not None
-        select = self._select(name, seed)
+        select = self._guarded(self._select, name, seed)
         settings = arm.train.model_dump(mode="json")
         # These change speed, memory or safety, not what is learnt.
         for speed in ("launch", "checkpoint_every", "tokens_per_batch", "gradient_checkpointing"):
@@ -309,7 +321,10 @@ class Plan:
         )
 
     def _guarded(self, make: Any, name: str, seed: int) -> Node:
-        """Follows a reference to an arm, and refuses to go round in a circle."""
+        """Makes an arm's node once, and refuses to go round in a circle of references."""
+        known = (make.__name__, name, seed)
+        if known in self._made:
+            return self._made[known]
         step = f"{make.__name__.strip('_')} {name}"
         if step in self._open:
             arms = [s.split()[1] for s in self._open[self._open.index(step) :]] + [name]
@@ -319,4 +334,5 @@ class Plan:
             node: Node = make(name, seed)
         finally:
             self._open.pop()
+        self._made[known] = node
         return node

@@ -241,6 +241,11 @@ def _text(value: Any, where: str, field: str) -> str | None:
     raise RftError(f"{where}: {field} must be text or a number, not {value!r}")
 
 
+def rows_digest(prompts: Iterable[Prompt]) -> str:
+    """All of a split, in any order."""
+    return digest(sorted([p.id, p.answer, p.solution, p.kind] for p in prompts))
+
+
 def questions_digest(prompts: Iterable[Prompt]) -> str:
     """What sampling depends on: which questions there are, not their answers."""
     return digest(sorted(p.id for p in prompts))

@@ -91,7 +91,7 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError:
+    except ValueError:
         # Only a torn disk makes one, since files are renamed into place: treat it as unwritten.
         return None
 

@@ -187,8 +187,9 @@ def sign_flip_p(
 
     differences: (P,), multiples of 1/denominator. p is the share of the 2^P ways to set the signs
     whose sum is at least as far from 0 as the one seen. The sum's distribution has the
-    characteristic function prod cos(d t), so one Fourier transform gives it exactly (to 1e-13);
-    if it is too long for that, p is (1 + hits) / (1 + resamples) over random signs.
+    characteristic function prod cos(d t), so one Fourier transform gives it, with an error of about
+    1e-14: a p below 1e-12 is given as 1e-12. If the distribution is too long for that, p is
+    (1 + hits) / (1 + resamples) over random signs.
     """
     steps_P = np.rint(np.asarray(differences, dtype=np.float64) * denominator).astype(np.int64)
     seen = abs(int(steps_P.sum()))
@@ -206,7 +207,7 @@ def sign_flip_p(
         weights = np.fft.irfft(spectrum, n=length)
         p = 2 * weights[seen : total + 1].sum() if seen else 1.0
         # The arrangement seen and its mirror image always count.
-        floor = 2.0 ** (1 - int(counts.sum()))
+        floor = max(2.0 ** (1 - int(counts.sum())), 1e-12)
         return float(min(1.0, max(p, floor))), "exact"
     rng = np.random.default_rng(seed)
     hits = 0

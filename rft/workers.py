@@ -114,6 +114,11 @@ def run(
             raise RftError(f"a worker process could not start: {ready.detail}")
         return worker
 
+    def stop(worker: _Worker[In]) -> None:
+        worker.process.kill()
+        worker.process.join()
+        worker.pipe.close()
+
     def feed(worker: _Worker[In]) -> bool:
         worker.chunk = retry.popleft() if retry else list(islice(source, chunk))
         if worker.chunk:
@@ -125,7 +130,7 @@ def run(
         for _ in range(workers):
             worker = start()
             if not feed(worker):
-                worker.process.kill()
+                stop(worker)
                 break
             live.append(worker)
         while live:
@@ -142,16 +147,15 @@ def run(
                         yield from zip(worker.chunk, results, strict=True)
                         if not feed(worker):
                             live.remove(worker)
-                            worker.process.kill()
+                            stop(worker)
                         continue
                 elif worker.begun.value != worker.seen:
                     worker.seen, worker.since = worker.begun.value, time.monotonic()
                 elif time.monotonic() - worker.since > timeout_s:
                     failed = "timeout"
                 if failed:
-                    worker.process.kill()
-                    worker.process.join()
                     live.remove(worker)
+                    stop(worker)
                     # The count is of items begun: the last of them is the one that failed.
                     at = max(worker.begun.value, 1) - 1
                     yield worker.chunk[at], Failure(failed)
@@ -162,7 +166,7 @@ def run(
                     if feed(fresh):
                         live.append(fresh)
                     else:
-                        fresh.process.kill()
+                        stop(fresh)
     finally:
         for worker in live:
-            worker.process.kill()
+            stop(worker)

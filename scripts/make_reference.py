@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from rft.config import reference, schema
+from rft.reference import reference, schema
 
 ROOT = Path(__file__).parent.parent
 

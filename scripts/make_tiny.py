@@ -55,9 +55,6 @@ sum3 | a:2-30 b:2-30 c:2-30 | a+b r+c, b+c a+r, a+c r+b
     {N} has {a} {T}, {M} has {b} {T} and {L} has {c} {T}. How many {T} do they have?
     {N} finds {a} {T} on Monday, {b} on Tuesday and {c} on Friday. How many {T} does {N} find?
     A box holds {a} {T}. {N} adds {b} {T} and {M} adds {c} {T}. How many {T} are in the box?
-sum4 | a:2-20 b:2-20 c:2-20 d:2-20 | a+b r+c r+d, a+b c+d q+r, a+c b+d q+r, c+d b+r a+r
-    {N} has {a} {T} and {b} {U}. {M} has {c} {T} and {d} {U}. How many things do they have?
-    Four jars hold {a}, {b}, {c} and {d} {T}. How many {T} are there in all?
 add_take | a:8-40 b:8-30 c:2-7 | a+b r-c, a-c r+b, b-c a+r
     {N} has {a} {T}. {M} gives {N} {b} {T}. Then {N} loses {c} {T}. How many {T} does {N} have now?
     {N} buys {a} {T} and {b} {U}, then sells {c} of them. How many things are left?

@@ -9,8 +9,12 @@ and no stop strings, and always runs to max_tokens, so it isn't used.
 """
 
 import heapq
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+from rft.samplers._common import candidate, completion_text
+from rft.types import Candidate, Finish, Request, Setup
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +74,56 @@ class BeamSearch:
             return True
         full = len(self.finished) == self.width
         return full and self.running[0].score <= self.finished[-1].score
+
+
+class Peekable:
+    """An iterator that can be looked at one element ahead."""
+
+    def __init__(self, source: Iterator[Request]):
+        self._source = source
+        self._ahead: list[Request] = []
+
+    def more(self) -> bool:
+        if not self._ahead:
+            self._ahead.extend(itertools.islice(self._source, 1))
+        return bool(self._ahead)
+
+    def peek(self) -> Request:
+        return self._ahead[0]
+
+    def next(self) -> Request:
+        return self._ahead.pop()
+
+
+def same_search(a: Request, b: Request) -> bool:
+    return (a.prompt_token_ids, a.adapter) == (b.prompt_token_ids, b.adapter) and (
+        a.decoding == b.decoding
+    )
+
+
+class BeamJob:
+    """One prompt's beam search, and the requests that its results answer by index."""
+
+    def __init__(self, requests: list[Request], tokens: int, end_ids: frozenset[int], setup: Setup):
+        self.requests, self.first = requests, requests[0]
+        self.renderer = setup.renderer
+        stop = self.first.decoding.stop
+
+        def stopped(token_ids: tuple[int, ...]) -> bool:
+            if not stop:
+                return False
+            return completion_text(self.renderer, token_ids, stop) != self.renderer.decode(
+                token_ids
+            )
+
+        self.search = BeamSearch(self.first.decoding.beam_width, tokens, end_ids, stopped)
+        self.waiting: list[str] = []
+        self.options: dict[str, list[tuple[int, float]]] = {}
+
+    def candidates(self) -> list[Candidate]:
+        return [self._candidate(request) for request in self.requests]
+
+    def _candidate(self, request: Request) -> Candidate:
+        beam: Beam = self.search.finished[request.index]
+        finish = Finish.STOP if self.search.ended(beam) else Finish.LENGTH
+        return candidate(request, self.renderer, beam.token_ids, beam.logprobs, finish)

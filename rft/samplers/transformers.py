@@ -148,7 +148,9 @@ class TransformersSampler:
         }
         found: dict[tuple[int, ...], Any] = {}
         # Prompts of other budgets are other searches: a beam's end is part of its score.
-        for tokens, group in itertools.groupby(sorted(prompts, key=budgets.get), budgets.get):  # type: ignore[arg-type]
+        for tokens, group in itertools.groupby(
+            sorted(prompts, key=budgets.__getitem__), budgets.__getitem__
+        ):
             ids = list(group)
             padded, mask = self._pad(ids)
             extra = []
@@ -160,9 +162,7 @@ class TransformersSampler:
         rows = []
         for request in batch:
             tokens = found[request.prompt_token_ids][request.index]
-            length, finish = self._end(
-                tokens, budgets[request.prompt_token_ids], decoding.stop
-            )
+            length, finish = self._end(tokens, budgets[request.prompt_token_ids], decoding.stop)
             kept = tuple(tokens[:length])
             logprobs = self._logprobs(request.prompt_token_ids, kept)
             rows.append(candidate(request, self._setup.renderer, kept, logprobs, finish))
@@ -237,9 +237,7 @@ def _settings(request: Request) -> tuple[Decoding, str | None]:
     return request.decoding, request.adapter
 
 
-def _batches(
-    requests: Iterator[Request], size: int, by_prompt: bool
-) -> Iterator[list[Request]]:
+def _batches(requests: Iterator[Request], size: int, by_prompt: bool) -> Iterator[list[Request]]:
     """Lists of up to `size` requests; with by_prompt, all requests of up to `size` prompts."""
     if not by_prompt:
         while batch := list(itertools.islice(requests, size)):

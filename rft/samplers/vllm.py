@@ -10,17 +10,19 @@ Log-probabilities are of the model itself: log-softmax of the raw logits, before
 penalties and truncation (vLLM's `logprobs_mode=raw_logprobs`), in nats.
 
 How far a seed holds. The random numbers of a sample depend on its seed alone: not on the order of
-requests, on what else is in the batch, or on a resume. Its logits do depend on the batch, in the
-last bits: matrix products of other sizes add in another order. Where two tokens' chances are
-within that rounding, a token, and so the rest of that sample, can differ. SEEDS_MEASURED
+requests, on what else is in the batch, or on a resume. Its logits do depend on the batch, in their
+last bits, since matrix products of other sizes add in another order; where two tokens' chances are
+within that rounding, a token, and so the rest of that sample, can differ. In float32 on one
+machine that did not happen in 2,840 samples (75,000 tokens, temperature 0.8) drawn again in another
+order, as a subset, and in smaller batches. In bfloat16 it did in 111 of 480 samples of 32 tokens.
+Another machine or vLLM version is another rounding.
 
-On a CPU (all measured with SmolLM2-135M): float32; key-value blocks of 32 tokens, since with the
-default of 128 short prompts are never shared; prefill in one step, because vLLM 0.32 dies on a
-seeded request whose prompt is prefilled in several (`CPU Generator does not use offset`); LoRA by
-one matrix product per adapter, see `_group_lora_by_adapter`. On a GPU vLLM's own defaults stay.
+On a CPU: float32, for the above, and for speed where there is no AVX-512; key-value blocks of 32
+tokens, since with the default of 128 short prompts are never shared; prefill in one step, because
+vLLM 0.32 dies on a seeded request whose prompt is prefilled in several (`CPU Generator does not use
+offset`); our own LoRA product, see `_group_lora_by_adapter`. On a GPU vLLM's own defaults stay.
 """
 
-import difflib
 import itertools
 import json
 import os
@@ -31,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from rft.config import Decoding, Engine, Model
-from rft.samplers._beam import Beam, BeamSearch
-from rft.samplers._common import budget, candidate, completion_text
+from rft.faults import did_you_mean
+from rft.samplers._beam import BeamJob, Peekable, same_search
+from rft.samplers._common import budget, candidate
 from rft.types import Candidate, Finish, Request, RftError, Sampler, Setup
 
 OURS = {
@@ -63,6 +66,8 @@ def vllm(setup: Setup) -> Sampler:
 class VllmSampler:
     """One engine in this process (in worker processes of vLLM's with tensor_parallel)."""
 
+    _alive = False
+
     def __init__(self, setup: Setup):
         began = time.monotonic()
         _set_environment(setup.model, setup.engine)
@@ -76,21 +81,24 @@ class VllmSampler:
                 "'rft[cpu]'` or `'rft[gpu]'`), or set sample.use: transformers"
             ) from fault
         self._setup = setup
-        self._max_len = setup.model.max_len
         on_cpu = current_platform.is_cpu()
         args = engine_args(setup, on_cpu)
         known = [name for name in EngineArgs.__dataclass_fields__ if name != "model"]
         for name in setup.engine.extra:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise RftError(f"engine.extra.{name}: vLLM has no such engine argument{hint}")
+                raise RftError(
+                    f"engine.extra.{name} is no engine argument of vLLM{did_you_mean(name, known)}"
+                )
+        if VllmSampler._alive:
+            # vLLM keeps state per process: the older engine would go on, and answer wrongly.
+            raise RftError("sample.use: vllm: close this process's other vLLM sampler first")
         if on_cpu and setup.adapters:
             _group_lora_by_adapter()
         try:
             self._llm = vllm.LLM(**args)
         except Exception as fault:
             raise RftError(_start_advice(setup, on_cpu, fault)) from fault
+        VllmSampler._alive = True
         self._engine = self._llm.llm_engine
         limits = self._engine.vllm_config.scheduler_config
         self._room = 2 * limits.max_num_seqs
@@ -99,7 +107,7 @@ class VllmSampler:
             for i, path in enumerate(setup.adapters, start=1)
         }
         self._end_ids = _end_ids(self._llm, setup)
-        self._beams: dict[str, _BeamJob] = {}
+        self._beams: dict[str, BeamJob] = {}
         self._single: dict[str, Request] = {}
         self._count = itertools.count()
         self._stats = dict.fromkeys(("requests", "prompt_tokens", "cached_tokens", "tokens"), 0)
@@ -112,7 +120,7 @@ class VllmSampler:
         Raises RftError for a prompt of model.max_len tokens or more, an adapter that the set-up
         doesn't name, or a decoding setting that vLLM lacks.
         """
-        pulled = _Peekable(requests)
+        pulled = Peekable(requests)
         try:
             while True:
                 while len(self._single) + len(self._beams) < self._room and pulled.more():
@@ -129,9 +137,9 @@ class VllmSampler:
             self._single.clear()
             self._beams.clear()
 
-    def _submit(self, pulled: "_Peekable") -> None:
+    def _submit(self, pulled: Peekable) -> None:
         request = pulled.next()
-        tokens = budget(request, self._max_len)
+        tokens = budget(request, self._setup.model.max_len)
         if request.adapter is not None and request.adapter not in self._adapters:
             raise RftError(f"adapter {request.adapter}: not among those the sampler was set up for")
         if 0 < request.decoding.temperature < 0.01:
@@ -153,9 +161,9 @@ class VllmSampler:
                 "sample.use: transformers"
             )
         siblings = [request]
-        while pulled.more() and _same_search(pulled.peek(), request):
+        while pulled.more() and same_search(pulled.peek(), request):
             siblings.append(pulled.next())
-        self._beam_step(_BeamJob(siblings, tokens, self._end_ids, self._setup))
+        self._beam_step(BeamJob(siblings, tokens, self._end_ids, self._setup))
 
     def _add(self, key: str, request: Request, token_ids: tuple[int, ...], params: Any) -> None:
         from vllm.inputs.engine import tokens_input
@@ -163,22 +171,13 @@ class VllmSampler:
         lora = self._adapters[request.adapter] if request.adapter else None
         self._engine.add_request(key, tokens_input(list(token_ids)), params, lora_request=lora)
 
-    def _beam_step(self, job: "_BeamJob") -> None:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
+    def _beam_step(self, job: BeamJob) -> None:
         width = min(job.search.keep, self._engine.model_config.get_vocab_size())
         for beam in job.search.running:
             key = str(next(self._count))
             job.waiting.append(key)
             self._beams[key] = job
-            params = SamplingParams(
-                temperature=0.0,
-                max_tokens=1,
-                logprobs=width,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
+            params = _final(temperature=0.0, max_tokens=1, logprobs=width, detokenize=False)
             self._add(key, job.first, job.first.prompt_token_ids + beam.token_ids, params)
 
     def _take(self, out: Any) -> list[Candidate]:
@@ -191,16 +190,16 @@ class VllmSampler:
         got = out.outputs[0]
         finish = {"stop": Finish.STOP, "length": Finish.LENGTH}.get(got.finish_reason)
         if finish is None:
-            raise RftError(f"vLLM ended request {request.id} with {got.finish_reason!r}: see the log")
+            raise RftError(
+                f"vLLM ended request {request.id} with {got.finish_reason!r}: see the log"
+            )
         self._stats["requests"] += 1
         self._stats["tokens"] += len(got.token_ids)
         # logprobs=0 leaves one entry a position in vLLM's flat form: the sampled token's.
         logprobs = tuple(got.logprobs.logprobs)
-        return [
-            candidate(request, self._setup.renderer, tuple(got.token_ids), logprobs, finish)
-        ]
+        return [candidate(request, self._setup.renderer, tuple(got.token_ids), logprobs, finish)]
 
-    def _take_beam(self, job: "_BeamJob", out: Any) -> list[Candidate]:
+    def _take_beam(self, job: BeamJob, out: Any) -> list[Candidate]:
         job.options[out.request_id] = [
             (token, entry.logprob) for token, entry in out.outputs[0].logprobs[0].items()
         ]
@@ -219,79 +218,29 @@ class VllmSampler:
 
     def stats(self) -> dict[str, float]:
         """Counts, and seconds spent inside the engine (the caller's time is not in them)."""
-        seconds, prompt_tokens = self._seconds, self._stats["prompt_tokens"]
+        got = self._stats
         return {
-            **self._stats,
-            "prefix_cache_hit_rate": self._stats["cached_tokens"] / max(1, prompt_tokens),
-            "seconds": seconds,
-            "tokens_per_s": self._stats["tokens"] / seconds if seconds else 0.0,
+            **got,
+            "prefix_cache_hit_rate": got["cached_tokens"] / max(1, got["prompt_tokens"]),
+            "seconds": self._seconds,
+            "tokens_per_s": got["tokens"] / self._seconds if self._seconds else 0.0,
             "engine_start_s": self._start_s,
         }
 
     def close(self) -> None:
         self._engine.engine_core.shutdown()
+        VllmSampler._alive = False
 
 
-class _Peekable:
-    """An iterator that can be looked at one element ahead."""
-
-    def __init__(self, source: Iterator[Request]):
-        self._source = source
-        self._ahead: list[Request] = []
-
-    def more(self) -> bool:
-        if not self._ahead:
-            self._ahead.extend(itertools.islice(self._source, 1))
-        return bool(self._ahead)
-
-    def peek(self) -> Request:
-        return self._ahead[0]
-
-    def next(self) -> Request:
-        return self._ahead.pop()
-
-
-def _same_search(a: Request, b: Request) -> bool:
-    return (a.prompt_token_ids, a.adapter) == (b.prompt_token_ids, b.adapter) and (
-        a.decoding == b.decoding
-    )
-
-
-class _BeamJob:
-    """One prompt's beam search, and the requests that its results answer by index."""
-
-    def __init__(
-        self, requests: list[Request], tokens: int, end_ids: frozenset[int], setup: Setup
-    ):
-        self.requests, self.first = requests, requests[0]
-        self.renderer = setup.renderer
-        stop = self.first.decoding.stop
-
-        def stopped(token_ids: tuple[int, ...]) -> bool:
-            if not stop:
-                return False
-            return completion_text(self.renderer, token_ids, stop) != self.renderer.decode(
-                token_ids
-            )
-
-        self.search = BeamSearch(self.first.decoding.beam_width, tokens, end_ids, stopped)
-        self.waiting: list[str] = []
-        self.options: dict[str, list[tuple[int, float]]] = {}
-
-    def candidates(self) -> list[Candidate]:
-        return [self._candidate(request) for request in self.requests]
-
-    def _candidate(self, request: Request) -> Candidate:
-        beam: Beam = self.search.finished[request.index]
-        finish = Finish.STOP if self.search.ended(beam) else Finish.LENGTH
-        return candidate(request, self.renderer, beam.token_ids, beam.logprobs, finish)
-
-
-def _params(decoding: Decoding, request: Request, tokens: int) -> Any:
+def _final(**settings: Any) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    return SamplingParams(
+    return SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **settings)
+
+
+def _params(decoding: Decoding, request: Request, tokens: int) -> Any:
+    return _final(
         temperature=decoding.temperature,
         top_p=decoding.top_p,
         top_k=decoding.top_k,
@@ -304,7 +253,6 @@ def _params(decoding: Decoding, request: Request, tokens: int) -> Any:
         flat_logprobs=True,
         # Text is decoded once at the end; only stop strings need it on the way.
         detokenize=bool(decoding.stop),
-        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
@@ -337,12 +285,13 @@ def engine_args(setup: Setup, on_cpu: bool) -> dict[str, Any]:
     else:
         args["gpu_memory_utilization"] = engine.gpu_memory_utilization
     if setup.adapters:
-        args |= {
-            "enable_lora": True,
-            "max_lora_rank": lora_rank(setup.adapters),
-            "max_loras": min(len(setup.adapters), MAX_LORAS),
-            "max_cpu_loras": len(setup.adapters),
-        }
+        args |= lora_args(setup.adapters)
+        if on_cpu and {"lm_head", "embed_tokens"} & set(args["lora_target_modules"] or ()):
+            # The products of these layers still mix up rows with and without an adapter.
+            raise RftError(
+                "train.lora.targets: on a CPU vLLM can't serve adapters of lm_head or embed_tokens "
+                "faithfully: leave these out, or set sample.use: transformers"
+            )
     for name, setting in OURS.items():
         if name in engine.extra:
             fix = f": set {setting} instead" if setting else ""
@@ -359,29 +308,38 @@ def engine_args(setup: Setup, on_cpu: bool) -> dict[str, Any]:
     return args
 
 
-def lora_rank(adapters: tuple[str, ...]) -> int:
-    """The engine's LoRA rank: the smallest that vLLM allows and that holds all the adapters."""
+def lora_args(adapters: tuple[str, ...]) -> dict[str, Any]:
+    """Engine arguments that let the adapters be served: room for the highest of their ranks, and
+    hooks in the layers that they change and no others."""
     from vllm.config.lora import MaxLoRARanks
 
-    largest = 1
+    rank, targets = 1, set[str]()
     for folder in adapters:
         path = Path(folder) / "adapter_config.json"
         try:
             config = json.loads(path.read_text())
-            ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
+            rank = max(rank, config["r"], *(config.get("rank_pattern") or {}).values())
+            named = config["target_modules"]
         except (OSError, ValueError, KeyError) as fault:
             raise RftError(
                 f"{path}: not a LoRA adapter ({type(fault).__name__}: {fault}). Give a folder that "
                 "PEFT saved, or run the arm's training again"
             ) from fault
-        largest = max(largest, *ranks)
-    allowed = [rank for rank in typing.get_args(MaxLoRARanks) if rank >= largest]
+        # A string is a pattern, and could be any layer.
+        targets |= {"*"} if isinstance(named, str) else set(named)
+    allowed = [r for r in typing.get_args(MaxLoRARanks) if r >= rank]
     if not allowed:
         raise RftError(
             f"train.lora.rank: vLLM serves ranks up to {max(typing.get_args(MaxLoRARanks))}, not "
-            f"{largest}: train with a lower one, or set sample.use: transformers"
+            f"{rank}: train with a lower one, or set sample.use: transformers"
         )
-    return min(allowed)
+    return {
+        "enable_lora": True,
+        "max_lora_rank": min(allowed),
+        "max_loras": min(len(adapters), MAX_LORAS),
+        "max_cpu_loras": len(adapters),
+        "lora_target_modules": None if "*" in targets else sorted(targets),
+    }
 
 
 def _end_ids(llm: Any, setup: Setup) -> frozenset[int]:
@@ -439,51 +397,52 @@ def _start_advice(setup: Setup, on_cpu: bool, fault: Exception) -> str:
 
 
 def _group_lora_by_adapter() -> None:
-    """Replaces vLLM's LoRA products on a CPU by one matrix product per adapter in the batch.
-
-    vLLM 0.32 copies the whole A and B matrices once for every token and multiplies one by one, and
-    gives tokens without an adapter (index -1) the last slot's. The sums are the same:
+    """Replaces vLLM's LoRA product on a CPU by two matrix products per adapter in the batch:
     y += scale * (x A^T) B^T (Hu et al. 2021, eq. 3, with row vectors).
+
+    vLLM 0.32 copies all of A and B once for every token, which takes a 135M model from 405 to 110
+    tokens/s (with this: 355). Worse, rows without an adapter (index -1) get the last slot's where
+    they share a batch with rows that have one.
     """
     import torch
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU as Wrapper
 
     if getattr(Wrapper, "_rft_grouped", False):
         return
-
-    def groups(self: Any) -> list[tuple[int, Any]]:
-        """(slot, rows) of this step; rows is a slice where all tokens use one adapter."""
-        return self._rft_groups  # type: ignore[no-any-return]
-
     update = Wrapper.update_metadata
 
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
         update(self, *args, **kwargs)
-        indices = self.token_lora_indices
+        indices = self.token_lora_indices  # one a token; -1 where there is no adapter
         slots = [int(slot) for slot in torch.unique(indices)]
         self._rft_groups = [
-            (slot, slice(None) if len(slots) == 1 else (indices == slot).nonzero().squeeze(1))
+            (slot, None if len(slots) == 1 else (indices == slot).nonzero().squeeze(1))
             for slot in slots
             if slot >= 0
         ]
 
-    def shrink(self: Any, y: Any, x: Any, w_t_all: Any, scale: float) -> None:
-        y = y.view(-1, y.shape[-1])
-        for slot, rows in groups(self):
-            a = w_t_all[slot].view(-1, w_t_all.shape[-1]).to(y.dtype)
-            y[rows, : a.shape[0]] = scale * (x[rows].to(y.dtype) @ a.T)
-
-    def expand(
-        self: Any, y: Any, x: Any, w_t_all: Any, y_offset: int, y_slice_size: int,
-        add_inputs: bool = True,
+    def add_lora_linear(
+        self: Any,
+        y: Any,
+        x: Any,
+        lora_a_stacked: tuple[Any, ...],
+        lora_b_stacked: tuple[Any, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **kwargs: Any,
     ) -> None:
-        part = y[:, y_offset : y_offset + y_slice_size]
-        for slot, rows in groups(self):
-            b = w_t_all[slot].view(-1, w_t_all.shape[-1]).to(y.dtype)
-            product = x[rows].to(y.dtype) @ b.T
-            part[rows] = part[rows] + product if add_inputs else product
+        """y [T, sum of slices], x [T, h]; each A [slots, 1, r, h], each B [slots, 1, slice, r]."""
+        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        for slot, rows in self._rft_groups:
+            x_rows, start = x if rows is None else x[rows], 0
+            for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+                low, part = x_rows @ a[slot, 0].T, y[:, start : start + size]
+                if rows is None:
+                    part.addmm_(low, b[slot, 0].T, alpha=scale)
+                else:
+                    part.index_add_(0, rows, low @ b[slot, 0].T, alpha=scale)
+                start += size
 
     Wrapper.update_metadata = update_metadata
-    Wrapper._apply_shrink = shrink
-    Wrapper._apply_expand = expand
+    Wrapper.add_lora_linear = add_lora_linear
     Wrapper._rft_grouped = True

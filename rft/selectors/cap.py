@@ -1,14 +1,15 @@
 """Bounds how much one easy prompt may fill of the training set."""
 
 from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+from pydantic import Field
 
 from rft.types import Choice, Group
 
 
-def cap(groups: Iterable[Group], *, k: int = 4) -> Iterator[Choice]:
+def cap(groups: Iterable[Group], *, k: Annotated[int, Field(ge=1)] = 4) -> Iterator[Choice]:
     """Keeps the first k sampled candidates of each prompt; references do not count and stay."""
-    if k < 1:
-        raise ValueError("k must be at least 1")
     for group in groups:
         kept = 0
         for row in group.rows:

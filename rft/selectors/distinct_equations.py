@@ -41,7 +41,9 @@ def equations(text: str, commutative: bool = True) -> frozenset[str]:
     for left, right in _EQUATION.findall(text):
         tokens = _TOKEN.findall(left)
         if any(t in "+-*/" for t in tokens):
-            tree = _parse(tokens)
+            # `2. 3 + 4 = 7`: what stands before the calculation is the number of a list.
+            trees = (_parse(tokens[i:]) for i in range(len(tokens)))
+            tree = next((t for t in trees if isinstance(t, tuple)), None)
             shown = _canonical(tree, commutative) if tree else "".join(map(_number, tokens))
             found.add(f"{shown}={_number(right.rstrip('.'))}")
     return frozenset(found)

@@ -131,8 +131,8 @@ def _score(job: dict[str, Any], folder: Path) -> None:
             reasons[row.reason or "unknown"] += 1
     if count != total:
         raise RftError(
-            f"{job['label']}: {count:,} verdicts on disk for {total:,} candidates. Run the command "
-            "again to score the missing ones."
+            f"{job['label']}: {count:,} verdicts on disk for {total:,} candidates, where each has "
+            f"one. Delete {folder} and give the same command again."
         )
     StageDir(folder).commit(
         started,

@@ -101,7 +101,7 @@ def collate(groups: Iterable[Group]) -> Batch:
             ids.append(completion)
             positions.append(np.arange(size, size + length))
             branches.append(np.full(length, branch))
-            predictors.append([end_of_prompt])
+            predictors.append(np.array([end_of_prompt]))
             predictors.append(np.arange(start, start + length - 1))
             labels.append(completion)
             start += length

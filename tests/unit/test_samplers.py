@@ -6,10 +6,12 @@ One vLLM engine with two adapters serves most tests: its base requests must be t
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 
 import rft
 from rft.chat import Renderer
+from rft.components import find
 from rft.config import Chat, Decoding, Engine, Model
 from rft.samplers._beam import BeamSearch
 from rft.types import Candidate, Finish, Prompt, Request, RftError, Sampler, Setup, digest
@@ -54,7 +57,9 @@ def requests(
     adapter: str | None = None,
     **decoding: Any,
 ) -> Iterator[Request]:
-    settings = Decoding(n=n, **{"max_tokens": 24, "temperature": 0.0 if n == 1 else 1.0, **decoding})
+    settings = Decoding(
+        n=n, **{"max_tokens": 24, "temperature": 0.0 if n == 1 else 1.0, **decoding}
+    )
     for question, index in itertools.product(questions, range(n)):
         key = digest(question, adapter, index)
         yield Request(
@@ -119,7 +124,9 @@ def engine(setup: Setup) -> Iterator[Sampler]:
     pytest.importorskip("vllm")
     from rft.samplers.vllm import vllm
 
-    sampler = vllm(setup)
+    # So few tokens a step that several of the longer prompts don't fit into one.
+    few = setup.engine.model_copy(update={"extra": {"max_num_batched_tokens": 512}})
+    sampler = vllm(dataclasses.replace(setup, engine=few))
     yield sampler
     sampler.close()
 
@@ -177,16 +184,15 @@ def test_vllm_and_transformers_agree_on_a_real_model() -> None:
     if not base:
         pytest.skip("set RFT_TEST_MODEL to the folder of a pretrained model")
     pytest.importorskip("vllm")
-    from rft.samplers.transformers import transformers
-    from rft.samplers.vllm import vllm
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        fast = pool.submit(_greedy, "vllm", base).result()
+    assert fast == _greedy("transformers", base)
 
+
+def _greedy(sampler: str, base: str) -> dict[str, tuple[int, ...]]:
     setup = set_up(base, max_len=256)
-    found = []
-    for make in (vllm, transformers):
-        sampler = make(setup)
-        found.append(tokens(sampler.sample(requests(setup))))
-        sampler.close()
-    assert found[0] == found[1]
+    made = find("samplers", sampler)(setup)
+    return tokens(made.sample(requests(setup)))
 
 
 # ---- seeds ------------------------------------------------------------------------------------
@@ -333,7 +339,7 @@ def test_stats_count(setup: Setup, sampler: Sampler) -> None:
 
 
 def test_more_seeded_prompts_than_one_step_holds(setup: Setup, engine: Sampler) -> None:
-    """On a CPU vLLM 0.32 dies here with chunked prefill: 40 prompts of 180 tokens, 2048 a step."""
+    """On a CPU vLLM 0.32 dies here with chunked prefill: 8 prompts of 180 tokens at once, 512 a step."""
     prompt = setup.renderer.prompt_ids(" ".join(QUESTIONS * 9))[:178]
     asked = [
         dataclasses.replace(r, prompt_token_ids=(5 + i, *prompt))
@@ -359,6 +365,13 @@ def test_beam_search_refuses_a_penalty(setup: Setup, engine: Sampler) -> None:
     asked = requests(setup, n=1, temperature=0, beam_width=2, repetition_penalty=1.2)
     with pytest.raises(RftError, match="repetition_penalty"):
         list(engine.sample(asked))
+
+
+def test_a_second_engine_is_refused(engine: Sampler) -> None:
+    from rft.samplers.vllm import vllm
+
+    with pytest.raises(RftError, match="close"):
+        vllm(set_up())
 
 
 def test_a_temperature_that_vllm_would_change_is_refused(setup: Setup, engine: Sampler) -> None:
@@ -395,12 +408,16 @@ def test_bad_engine_arguments(extra: dict[str, Any], message: str) -> None:
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        fault = pool.submit(_start, str(tmp_path)).exception()
+    assert isinstance(fault, RftError)
+    assert "did not start" in str(fault) and "Fix: " in str(fault)
+
+
+def _start(base: str) -> None:
     from rft.samplers.vllm import vllm
 
-    setup = set_up()
-    model = Model(base=str(tmp_path), max_len=MAX_LEN)
-    with pytest.raises(RftError, match="model.base.*did not start.*Fix: "):
-        vllm(dataclasses.replace(setup, model=model))
+    vllm(dataclasses.replace(set_up(), model=Model(base=base, max_len=MAX_LEN)))
 
 
 def test_a_folder_that_is_no_adapter(tmp_path: Path) -> None:
@@ -421,8 +438,8 @@ def test_data_parallel_replicas(adapters: tuple[str, str]) -> None:
     first = tokens(sampler.sample(iter(asked)))
     assert first.keys() == {r.id for r in asked}
     assert tokens(sampler.sample(reversed(asked))) == first
+    bad = dataclasses.replace(asked[0], prompt_token_ids=(5,) * MAX_LEN)
     with pytest.raises(RftError, match="max_len"):
-        bad = dataclasses.replace(asked[0], prompt_token_ids=(5,) * MAX_LEN)
         list(sampler.sample(iter([bad])))
     assert sampler.stats()["requests"] == 2 * len(asked)
     sampler.close()

@@ -1,0 +1,95 @@
+"""The settings as files for people and editors, made from the docstrings in rft/config.py.
+
+`scripts/make_reference.py` writes docs/configuration.md and configs/schema.json with this; nothing
+that runs an experiment imports it.
+"""
+
+import json
+import typing
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel
+
+from rft.config import Component, Experiment, Section
+from rft.faults import model_in
+
+
+def schema() -> str:
+    """JSON schema of an experiment file, for editors that complete YAML."""
+    top = Experiment.model_json_schema()
+    top["title"] = "rft experiment"
+    top["properties"]["extends"] = {
+        "type": "string",
+        "description": "Another experiment file whose keys this one starts from.",
+    }
+    # Through `extends` any key may come from another file.
+    top.pop("required", None)
+    return json.dumps(top, indent=1) + "\n"
+
+
+def reference() -> str:
+    """docs/configuration.md, from the models."""
+    out = [
+        "# Configuration",
+        "",
+        "<!-- Made from rft/config.py by scripts/make_reference.py: edit the docstrings there. -->",
+        "",
+        "An experiment is one YAML file. Override any setting on the command line by its dotted",
+        "path: `rft run configs/quickstart.yaml train.lr=1e-4 arms.rft.sample.n=32`. A file can",
+        "start from another with `extends: ./other.yaml`. Strings that begin with `./` or `../`",
+        "are paths relative to the file they stand in.",
+        "",
+    ]
+
+    def section(model: type[BaseModel], path: str) -> None:
+        doc = " ".join((model.__doc__ or "").split())
+        out.extend([f"## {path or 'Top level'}", "", doc, ""])
+        out.extend(["| setting | type | default | meaning |", "|---|---|---|---|"])
+        inner: list[tuple[type[BaseModel], str]] = []
+        for name, field in model.model_fields.items():
+            nested = model_in(field.annotation)
+            kind = _type_name(field.annotation)
+            if nested and nested is not Component:
+                inner.append((nested, f"{path}.{name}".lstrip(".")))
+                default, kind = f"see [{inner[-1][1]}](#{_anchor(inner[-1][1])})", "section"
+            elif field.is_required():
+                default = "(needed)"
+            else:
+                default = f"`{_plain(field.get_default(call_default_factory=True))}`"
+            about = field.description or " ".join((nested.__doc__ or "").split() if nested else [])
+            out.append(f"| `{name}` | {kind} | {default} | {' '.join(about.split())} |")
+        out.append("")
+        for nested, where in inner:
+            section(nested, where)
+
+    section(Experiment, "")
+    section(Component, "component (scorers, selectors)")
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _anchor(path: str) -> str:
+    return path.replace(".", "")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        value = [
+            v.model_dump(exclude_defaults=True) if isinstance(v, Section) else v for v in value
+        ]
+    return json.dumps(value, ensure_ascii=False).replace("|", "\\|")
+
+
+def _type_name(annotation: Any) -> str:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _type_name(args[0])
+    if origin is Literal:
+        return " \\| ".join(f"`{a}`" for a in args)
+    if annotation is type(None):
+        return "null"
+    if origin in (list, tuple, dict):
+        inner = ", ".join(_type_name(a) for a in args)
+        return f"{origin.__name__}[{inner}]"
+    if args:
+        return " \\| ".join(_type_name(a) for a in args)
+    return getattr(annotation, "__name__", str(annotation))

@@ -1,0 +1,129 @@
+"""Which candidates and held-out problems the report shows: a seeded choice, never the best looking.
+
+Candidates are drawn round robin over the reasons they were kept or dropped for, so that rare
+reasons are seen too. All text is the model's or the data set's, and hostile until escaped.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rft import rows
+from rft.report.load import ArmRun
+from rft.types import Candidate, ChoiceRow, ProblemRow, Prompt, ScoreRow
+
+LONGEST = 4000
+"""Characters of one text that are shown."""
+
+
+def clean(text: str) -> str:
+    """Text that can be shown: no control or direction-changing characters, and not too long."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text[:LONGEST])
+    more = len(text) - LONGEST
+    return f"{shown}\n[{more:,} more characters]" if more > 0 else shown
+
+
+def candidates(run: ArmRun, count: int = 20, seed: int = 0) -> list[dict[str, Any]]:
+    """Sampled training candidates of one arm with verdict and reason, spread over the reasons."""
+    pool = rows.ids(run.folders["sample"])
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for choice in rows.read(run.folders["select"] / "choices", ChoiceRow):
+        if choice.id in pool:
+            by_reason[choice.reason or ""].append(choice.id)
+    rng = random.Random(seed)
+    for ids in by_reason.values():
+        ids.sort()
+        rng.shuffle(ids)
+    reasons: dict[str, str] = {}
+    # Kept comes first: its name is "", the rest follow by how common they are.
+    order = sorted(by_reason, key=lambda reason: (reason != "", -len(by_reason[reason]), reason))
+    while len(reasons) < count and any(by_reason.values()):
+        for reason in order:
+            if by_reason[reason] and len(reasons) < count:
+                reasons[by_reason[reason].pop()] = reason
+    found = _texts(run.folders["sample"], reasons)
+    told = {r.id: r for r in rows.read(run.folders["score"], ScoreRow) if r.id in reasons}
+    asked = _prompts(run.folders["prompts"] / "train", {c.prompt_id for c in found.values()})
+    place = {reason: i for i, reason in enumerate(order)}
+    ids = sorted(found, key=lambda i: (place[reasons[i]], i))
+    return [
+        {
+            **_problem(asked[found[i].prompt_id]),
+            **_answer(found[i], told[i]),
+            "kept": not reasons[i],
+            "reason": clean(reasons[i]),
+        }
+        for i in ids
+    ]
+
+
+def changed(run: ArmRun, baseline: ArmRun, count: int = 5, seed: int = 0) -> dict[str, Any]:
+    """Held-out problems that `run` does better on (`fixed`) or worse on (`broken`).
+
+    Each shows the arm's and the baseline's first sample of the verdict that makes the difference.
+    Returns the two lists, and how many problems there are of each kind.
+    """
+    fixed: list[tuple[ProblemRow, ProblemRow]] = []
+    broken: list[tuple[ProblemRow, ProblemRow]] = []
+    for mine, theirs in zip(run.problems, baseline.problems):
+        gap = mine.correct * theirs.n - theirs.correct * mine.n
+        if gap:
+            (fixed if gap > 0 else broken).append((mine, theirs))
+    rng = random.Random(seed)
+    chosen = {
+        name: rng.sample(pairs, min(count, len(pairs)))
+        for name, pairs in (("fixed", fixed), ("broken", broken))
+    }
+    ids = {mine.prompt_id for pairs in chosen.values() for mine, _ in pairs}
+    asked = _prompts(run.folders["prompts"] / "eval", ids)
+    sides = [(one, _by_problem(one, ids)) for one in (run, baseline)]
+    out: dict[str, Any] = {"fixed_count": len(fixed), "broken_count": len(broken)}
+    for name, pairs in chosen.items():
+        out[name] = []
+        for both in pairs:
+            answers = []
+            for (side, drawn), row, hit in zip(sides, both, (name == "fixed", name != "fixed")):
+                candidate, score = drawn[row.prompt_id][row.hits.index(hit)]
+                rate = f"{row.correct} of {row.n}"
+                answers.append({"arm": side.arm, "rate": rate, **_answer(candidate, score)})
+            out[name].append({**_problem(asked[both[0].prompt_id]), "answers": answers})
+    return out
+
+
+def _by_problem(run: ArmRun, ids: set[str]) -> dict[str, list[tuple[Candidate, ScoreRow]]]:
+    """Prompt id -> its candidates and scores by index."""
+    told = {r.id: r for r in rows.read(run.folders["eval_score"], ScoreRow) if r.prompt_id in ids}
+    found: dict[str, list[tuple[Candidate, ScoreRow]]] = defaultdict(list)
+    columns = ["id", "prompt_id", "index", "text", "finish"]
+    for candidate in rows.read(run.folders["eval_sample"], Candidate, columns=columns):
+        if candidate.prompt_id in ids:
+            found[candidate.prompt_id].append((candidate, told[candidate.id]))
+    for pairs in found.values():
+        pairs.sort(key=lambda pair: pair[0].index)
+    return found
+
+
+def _texts(folder: Path, ids: Iterable[str]) -> dict[str, Candidate]:
+    columns = ["id", "prompt_id", "index", "text", "finish"]
+    return {c.id: c for c in rows.read(folder, Candidate, columns=columns) if c.id in ids}
+
+
+def _prompts(folder: Path, ids: set[str]) -> dict[str, Prompt]:
+    return {p.id: p for p in rows.read(folder, Prompt) if p.id in ids}
+
+
+def _problem(prompt: Prompt) -> dict[str, str]:
+    gold = "(none)" if prompt.answer is None else clean(prompt.answer)
+    return {"id": prompt.id, "question": clean(prompt.question), "gold": gold}
+
+
+def _answer(candidate: Candidate, score: ScoreRow) -> dict[str, str]:
+    return {
+        "text": clean(candidate.text),
+        "finish": str(candidate.finish),
+        "verdict": str(score.verdict),
+        "why": clean(score.reason or ""),
+        "extracted": clean(score.extracted or ""),
+    }

@@ -1,0 +1,90 @@
+"""What the report reads of a run, joined by id and checked before anything is computed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rft import rows
+from rft.rundir import StageDir
+from rft.types import ProblemRow, RftError
+
+STAGES = ("prompts", "sample", "score", "select", "train", "eval_sample", "eval_score", "eval")
+"""Keys of an arm's entry in the job that name stage folders, in the order in which they ran."""
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm and seed."""
+
+    arm: str
+    seed: int
+    folders: dict[str, Path]
+    """Stage -> folder, for the stages that this arm has."""
+    manifests: dict[str, dict[str, Any]]
+    problems: tuple[ProblemRow, ...]
+    """In the order of prompt ids, which is the same for all arms."""
+    losses: tuple[tuple[int, float], ...]
+    """(optimizer step, training loss)."""
+
+    @property
+    def correct_P(self) -> NDArray[np.int64]:
+        return np.array([p.correct for p in self.problems])
+
+    @property
+    def n_P(self) -> NDArray[np.int64]:
+        return np.array([p.n for p in self.problems])
+
+    @property
+    def accuracy_P(self) -> NDArray[np.float64]:
+        return self.correct_P / self.n_P
+
+    @property
+    def steps(self) -> int | None:
+        if "train" not in self.manifests:
+            return None
+        told = self.manifests["train"].get("steps")
+        return int(told) if told is not None else max((s for s, _ in self.losses), default=None)
+
+
+def load(job: dict[str, Any]) -> list[ArmRun]:
+    """All arms and seeds of the job. Raises RftError if they answer different problems."""
+    runs = [_arm(entry) for entry in job["arms"]]
+    if not runs:
+        raise RftError("report: there is no arm to report on: name at least one under arms")
+    ids = [{p.prompt_id for p in run.problems} for run in runs]
+    for run, got in zip(runs, ids):
+        if got != ids[0]:
+            raise RftError(
+                f"report: arm {run.arm} (seed {run.seed}) and arm {runs[0].arm} (seed "
+                f"{runs[0].seed}) were evaluated on different problems: {len(got - ids[0]):,} only "
+                f"in the first, {len(ids[0] - got):,} only in the second. A paired comparison needs "
+                "the same ones: give both arms the same prompts settings, then `rft run` again."
+            )
+    return runs
+
+
+def _arm(entry: dict[str, Any]) -> ArmRun:
+    folders = {stage: Path(entry[stage]) for stage in STAGES if entry.get(stage)}
+    manifests = {stage: StageDir(folder).manifest() or {} for stage, folder in folders.items()}
+    problems = sorted(rows.read(folders["eval"], ProblemRow), key=lambda p: p.prompt_id)
+    if not problems:
+        raise RftError(
+            f"{folders['eval']}: no evaluated problem of arm {entry['arm']}: `rft run` evaluates it"
+        )
+    losses = _losses(folders["train"] / "metrics.jsonl") if "train" in folders else ()
+    return ArmRun(entry["arm"], entry["seed"], folders, manifests, tuple(problems), losses)
+
+
+def _losses(path: Path) -> tuple[tuple[int, float], ...]:
+    found: dict[int, float] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            found[int(row["step"])] = float(row["loss"])
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a kill in mid-line, or another kind of line
+    return tuple(sorted(found.items()))

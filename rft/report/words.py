@@ -1,0 +1,192 @@
+"""Figures as words: the answer in one sentence, report.md, and the table on the terminal."""
+
+import io
+import os
+from typing import Any
+
+from rft.report.compare import find, is_shown
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction as percent, without the sign: 0.2467 -> `24.7`."""
+    return f"{100 * value:.{digits}f}"
+
+
+def points(value: float) -> str:
+    """A signed difference of fractions in percentage points; nought has no sign."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def p_value(p: float) -> str:
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def level_name(level: float) -> str:
+    return f"{100 * level:g}%"
+
+
+def between(low: float, high: float, write: Any = points) -> str:
+    return f"{write(low)} to {write(high)}"
+
+
+def sentence(comparison: dict[str, Any], arm: str, other: str) -> str:
+    """What can be said of two arms, exactly: `better`, `worse`, or that nothing can be shown."""
+    pair = find(comparison, arm, other)
+    level = level_name(comparison["level"])
+    seeds = f", averaged over {len(pair['seeds'])} seeds" if len(pair["seeds"]) > 1 else ""
+    where = f"on the same {pair['problems']:,} problems{seeds}"
+    if not is_shown(pair, comparison["level"]):
+        return (
+            f"No difference between {arm} and {other} can be shown {where}: the difference is "
+            f"{points(pair['difference'])} points ({level} interval "
+            f"{between(pair['low'], pair['high'])}, {p_value(pair['p'])})."
+        )
+    better = pair["difference"] > 0
+    ends = (pair["low"], pair["high"]) if better else (-pair["high"], -pair["low"])
+    return (
+        f"{arm} is {'better' if better else 'worse'} than {other} by "
+        f"{percent(abs(pair['difference']))} points ({level} interval "
+        f"{between(*ends, percent)}, {p_value(pair['p'])}) {where}."
+    )
+
+
+def answer(comparison: dict[str, Any]) -> str:
+    """The report's first sentence."""
+    arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
+    if arm and baseline:
+        return sentence(comparison, arm, baseline)
+    lone = arm or baseline
+    got = comparison["pooled"][lone]["accuracy"]
+    return (
+        f"{lone} solves {percent(got['value'])}% of {comparison['problems']:,} problems "
+        f"({level_name(comparison['level'])} interval {between(got['low'], got['high'], percent)}%)."
+    )
+
+
+def arm_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row an arm, over its seeds: what the terminal, report.md and the page all list."""
+    baseline = comparison["headline"]["baseline"]
+    out = []
+    for arm, pooled in comparison["pooled"].items():
+        mine = [one for one in comparison["arms"] if one["arm"] == arm]
+        pair = find(comparison, arm, baseline) if baseline and arm != baseline else None
+        out.append(
+            {
+                "arm": arm,
+                "is_baseline": arm == baseline,
+                "rows": _range([one["train_rows"] for one in mine]),
+                "steps": _range([one["steps"] for one in mine]),
+                "accuracy": pooled["accuracy"],
+                "seed_accuracies": pooled["seed_accuracies"],
+                "seed_spread": pooled["seed_spread"],
+                "pair": pair,
+                "samples": sum(one["samples"] for one in mine),
+                "truncated": sum(one["truncated"] for one in mine),
+                "unknown": sum(one["unknown"] for one in mine),
+                "tokens_per_sample": sum(one["tokens"] for one in mine)
+                / sum(one["samples"] for one in mine),
+            }
+        )
+    return out
+
+
+def _range(values: list[int | None]) -> str:
+    """`280`, or `270 to 285` where the seeds differ; a dash where the arm trains nothing."""
+    known = sorted({v for v in values if v is not None})
+    if not known:
+        return "–"
+    return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
+
+
+def _cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    baseline, level = comparison["headline"]["baseline"], level_name(comparison["level"])
+    headings = ["arm", "rows", "steps", f"accuracy % ({level})"]
+    if baseline:
+        headings += [f"points vs {baseline}", "p"]
+    table = []
+    for row in arm_rows(comparison):
+        got, pair = row["accuracy"], row["pair"]
+        cells = [row["arm"], row["rows"], row["steps"]]
+        cells.append(f"{percent(got['value'])} ({between(got['low'], got['high'], percent)})")
+        if pair:
+            ends = between(pair["low"], pair["high"])
+            cells += [f"{points(pair['difference'])} ({ends})", p_value(pair["p"])[2:].lstrip("= ")]
+        elif baseline:
+            cells += ["baseline" if row["is_baseline"] else "", ""]
+        table.append(cells)
+    return headings, table
+
+
+def notes(comparison: dict[str, Any]) -> list[str]:
+    """What a reader must know to read the figures rightly, in full sentences."""
+    n = comparison["samples_per_problem"]
+    drawn = (
+        f"{n['smallest']:,}"
+        if n["smallest"] == n["largest"]
+        else "{smallest} to {largest}".format(**n)
+    )
+    seeds = len({one["seed"] for one in comparison["arms"]})
+    out = [
+        f"All arms answered the same {comparison['problems']:,} held-out problems, with {drawn} "
+        f"sample{'' if drawn == '1' else 's'} for each.",
+        "Intervals and p-values say what other problems of the same kind might give. They treat "
+        "the trained models as given: "
+        + (
+            f"the {seeds} seeds show how much another training run may differ."
+            if seeds > 1
+            else "with one seed, this report cannot say how much another training run would differ."
+        ),
+    ]
+    if len(comparison["pooled"]) > 2:
+        out.append("p-values are not adjusted for the number of comparisons.")
+    return out
+
+
+def markdown(comparison: dict[str, Any]) -> str:
+    """report.md."""
+    name = " ".join(str(comparison["name"]).split()).replace("<", "&lt;")
+    lines = [f"# {name}", "", f"**{comparison['answer']}**", ""]
+    headings, table = _cells(comparison)
+    lines += ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in table]
+    arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
+    controls = [c for c in comparison["pooled"] if c not in (arm, baseline)]
+    if arm and baseline and controls:
+        lines += ["", f"{arm} against the other arms:", ""]
+        lines += [f"- {sentence(comparison, arm, other)}" for other in controls]
+    lines += ["", "How to read this:", "", *[f"- {note}" for note in notes(comparison)], ""]
+    lines += [
+        "report.html has the figures and examples, comparison.json every number with its method.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def terminal(comparison: dict[str, Any]) -> str:
+    """The table and the answer for the terminal that RFT_TERMINAL names; plain where it is none."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    handle = int(os.environ.get("RFT_TERMINAL", "2"))
+    try:
+        live, width = os.isatty(handle), os.get_terminal_size(handle).columns
+    except OSError:
+        live, width = False, 100
+    out = io.StringIO()
+    console = Console(
+        file=out, width=max(width, 60), force_terminal=live, no_color=not live, highlight=False
+    )
+    headings, table = _cells(comparison)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i, heading in enumerate(headings):
+        grid.add_column(heading, justify="left" if i == 0 else "right")
+    for cells in table:
+        style = "bold" if cells[0] == comparison["headline"]["arm"] else ""
+        grid.add_row(*(Text(cell) for cell in cells), style=style)
+    console.print()
+    console.print(grid)
+    console.print(Text(comparison["answer"], style="bold"))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -1,0 +1,36 @@
+"""Last stage: compares the arms and writes what people read.
+
+    report/comparison.json   every number, with how it was made
+    report/report.html       the page (rft/report/page.html)
+    report/report.md         the same answer as plain text
+
+Unlike the other stages it has no key: it takes seconds, and is written anew each time.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rft import process, rows
+from rft.report import load, page, words
+from rft.report.compare import compare
+from rft.rundir import to_json
+
+
+def run(jobs: list[dict[str, Any]]) -> None:
+    """jobs: see `rft.runner`. Raises RftError where arms cannot be compared."""
+    for job in jobs:
+        folder = Path(job["folder"])
+        runs = load.load(job)
+        comparison = compare(job, runs)
+        comparison["answer"] = words.answer(comparison)
+        rows.write_bytes(folder / "comparison.json", to_json(comparison))
+        rows.write_bytes(folder / "report.md", words.markdown(comparison).encode())
+        html = page.render(job, runs, comparison)
+        # A lone surrogate in model text cannot be UTF-8.
+        rows.write_bytes(folder / "report.html", html.encode(errors="replace"))
+        process.say(words.terminal(comparison))
+        process.say(f"report: {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    process.stage_main(run)

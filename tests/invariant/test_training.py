@@ -1,0 +1,286 @@
+"""What may not change what is learnt: a kill, the number of processes, packing, other jobs.
+
+Every test trains a real (very small, random) Llama through the stage's own command.
+"""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rft import rows
+from rft.config import Model, Train
+from rft.training import checkpoint
+from rft.types import TrainRow
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "accelerate"
+TRAIN = {
+    "epochs": 4,
+    "tokens_per_step": 256,
+    "tokens_per_batch": 128,
+    "lr": 1e-3,
+    "checkpoint_every": 3,
+    "lora": {"dropout": 0.1},
+}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_rows(folder: Path, prompts: int = 20) -> Path:
+    draw = random.Random(0)
+    made = []
+    for p in range(prompts):
+        prompt = tuple(draw.randrange(256) for _ in range(draw.randrange(5, 30)))
+        for k in range(draw.randrange(1, 5)):
+            ids = tuple(draw.randrange(256) for _ in range(draw.randrange(2, 20)))
+            made.append(TrainRow(f"{p}-{k}", f"p{p:03d}", prompt, ids, k == 0))
+    rows.write_part(folder, made, TrainRow)
+    return folder
+
+
+def job(folder: Path, base: Path, data: Path, match: Path | None = None, **train: Any) -> dict:
+    folder.mkdir(exist_ok=True)
+    return {
+        "folder": str(folder),
+        "label": f"train ({folder.name}, seed 0)",
+        "model": Model(base=str(base), max_len=128).model_dump(mode="json"),
+        "train": Train(**{**TRAIN, **train}).model_dump(mode="json"),
+        "seed": 0,
+        "rows": str(data),
+        "match": str(match) if match else None,
+        "loss": None,
+    }
+
+
+def start(
+    where: Path, jobs: list[dict], launch: list[str] | None = None, **kwargs: Any
+) -> subprocess.Popen:
+    """Starts the stage: under the launcher with these arguments, or alone for None."""
+    file = where / f"jobs-{time.monotonic_ns()}.json"
+    file.write_text(json.dumps(jobs))
+    stage = ["-m", "rft.stages.train", str(file)]
+    if launch is not None:
+        stage = ["-m", "rft.training.launch", *launch, *stage]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", **kwargs.pop("env", {})}
+    return subprocess.Popen(
+        [sys.executable, *stage], cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE, **kwargs
+    )
+
+
+def train(where: Path, jobs: list[dict], launch: list[str] | None = None, **kwargs: Any) -> str:
+    """Runs the stage to its good end; what it wrote to stderr."""
+    child = start(where, jobs, launch, **kwargs)
+    told = child.communicate(timeout=240)[1]
+    assert child.returncode == 0, told
+    return told
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(folder: Path) -> list[tuple]:
+    """All that a metrics line says but its times."""
+    timed = {"seconds", "tokens_per_s"}
+    return [tuple(v for k, v in line.items() if k not in timed) for line in metrics(folder)]
+
+
+def manifest(folder: Path) -> dict:
+    got: dict = json.loads((folder / "manifest.json").read_text())
+    return got
+
+
+def wait_for_steps(folder: Path, count: int, child: subprocess.Popen) -> None:
+    end = time.monotonic() + 120
+    path = folder / "metrics.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert child.poll() is None, child.stderr.read() if child.stderr else ""
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def trainer_of(launcher: subprocess.Popen) -> int:
+    pid = launcher.pid
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_signals_kills_and_damage_leave_the_curve_as_it_was(tmp_path: Path, base: Path):
+    """One run is stopped, killed, loses its newest checkpoint, and equals one that was not."""
+    data = write_rows(tmp_path / "rows", prompts=40)
+    settings: dict[str, Any] = {"epochs": 40, "checkpoint_every": 4}
+    hurt = job(tmp_path / "hurt", base, data, **settings)
+    whole = job(tmp_path / "whole", base, data, **settings)
+    folder = tmp_path / "hurt"
+    cpu1 = ["--config_file", str(CONFIGS / "cpu1.yaml")]
+
+    # SIGTERM to the launcher: the step is finished, a checkpoint written, and 130 comes through.
+    child = start(tmp_path, [hurt], cpu1)
+    wait_for_steps(folder, 6, child)
+    child.terminate()
+    told = child.communicate(timeout=60)[1]
+    assert child.returncode == 130, told
+    saved = checkpoint.load(folder)
+    assert saved is not None
+    assert saved["step"] == len(metrics(folder)) < 200
+    assert not (folder / "manifest.json").exists()
+
+    # SIGKILL to the launcher: its trainer dies with it. Its words reach the named descriptor.
+    stopped = saved["step"]
+    screen = tmp_path / "screen"
+    with open(screen, "wb") as terminal:
+        fd = terminal.fileno()
+        child = start(tmp_path, [hurt], cpu1, pass_fds=(fd,), env={"RFT_TERMINAL": str(fd)})
+        wait_for_steps(folder, stopped + 10, child)
+        trainer = trainer_of(child)
+        assert alive(trainer)
+        child.kill()
+        child.wait()
+        end = time.monotonic() + 5
+        while alive(trainer) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert not alive(trainer)
+    assert f"train (hurt, seed 0): going on from step {stopped}" in screen.read_text()
+    assert child.stderr
+    child.stderr.close()
+
+    # The newest checkpoint is torn, and so is the last line of the metrics.
+    newest = max((folder / ".checkpoints").glob(".step-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-7])
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "los')
+
+    told = train(tmp_path, [hurt, whole])
+    assert "this checkpoint is damaged" in told
+    assert len(curve(folder)) == manifest(folder)["steps"] == manifest(tmp_path / "whole")["steps"]
+    assert curve(folder) == curve(tmp_path / "whole")
+    one, other = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("hurt", "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not (folder / ".checkpoints").exists()
+    same = {"tokens", "completion_tokens", "rows", "layout", "loss", "precision"}
+    assert all(manifest(folder)[k] == manifest(tmp_path / "whole")[k] for k in same)
+
+
+def test_packing_accumulation_and_other_jobs_change_nothing(tmp_path: Path, base: Path):
+    """Without dropout, whose draws follow the layout. One process trains six jobs in turn."""
+    data = write_rows(tmp_path / "rows")
+    plain: dict[str, Any] = {"lora": {}}
+    jobs = [
+        job(tmp_path / "one", base, data, **plain),
+        job(tmp_path / "again", base, data, **plain),
+        job(tmp_path / "small", base, data, **plain, tokens_per_batch=32),
+        job(tmp_path / "large", base, data, **plain, tokens_per_batch=4096),
+        job(tmp_path / "bf16", base, data, **plain, precision={"compute": "bf16", "base": "bf16"}),
+        job(tmp_path / "matched", base, data, match=tmp_path / "one", tokens_per_step=512),
+        job(tmp_path / "half", base, data, **plain, epochs=0.5),
+    ]
+    train(tmp_path, jobs)
+    one = metrics(tmp_path / "one")
+    assert curve(tmp_path / "again") == curve(tmp_path / "one")
+    assert one[-1]["loss"] < one[0]["loss"]
+    for name, tolerance in (("small", 1e-5), ("large", 1e-5), ("bf16", 0.02)):
+        got = metrics(tmp_path / name)
+        assert [m["completion_tokens"] for m in got] == [m["completion_tokens"] for m in one]
+        assert [m["loss"] for m in got] == pytest.approx([m["loss"] for m in one], rel=tolerance)
+    # Cut rows compute some prompts again, and the manifest does not hide it.
+    assert manifest(tmp_path / "small")["tokens"] > manifest(tmp_path / "one")["tokens"]
+    assert manifest(tmp_path / "large")["layout"]["sharing_gain"] > 1.3
+    assert manifest(tmp_path / "bf16")["precision"] == {
+        "master": "float32",
+        "compute": "bf16",
+        "base": "bf16",
+        "trainable_parameters": manifest(tmp_path / "one")["precision"]["trainable_parameters"],
+    }
+    # match_steps: exactly as many steps, though its own epochs have half as many.
+    matched = manifest(tmp_path / "matched")
+    assert matched["steps"] == manifest(tmp_path / "one")["steps"] == len(one)
+    assert matched["epochs"] > manifest(tmp_path / "one")["epochs"]
+    assert manifest(tmp_path / "half")["steps"] == round(0.5 * len(one) / 4)
+    # A finished job is not trained again, nor is anything imported for it.
+    before = (tmp_path / "one" / "manifest.json").read_bytes()
+    train(tmp_path, [jobs[0]])
+    assert (tmp_path / "one" / "manifest.json").read_bytes() == before
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path, base: Path):
+    data = write_rows(tmp_path / "rows")
+    plain: dict[str, Any] = {"lora": {}, "epochs": 3}
+    train(tmp_path, [job(tmp_path / "one", base, data, **plain)])
+    two = job(tmp_path / "two", base, data, **plain)
+    no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
+    train(tmp_path, [two], ["--config_file", str(CONFIGS / "cpu2.yaml")], env=no_gpu)
+    assert manifest(tmp_path / "two")["processes"] == 2
+    one, other = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    for key in ("loss", "grad_norm"):
+        assert [m[key] for m in other] == pytest.approx([m[key] for m in one], rel=1e-5)
+    assert [m["tokens"] for m in other] == [m["tokens"] for m in one]
+    a, b = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "two"))
+    # Adam divides by the root of tiny second moments, so single weights may differ a little more.
+    assert all(torch.allclose(a[name], b[name], atol=2e-4) for name in a)
+
+
+def test_accelerates_own_launcher_works_too(tmp_path: Path, base: Path):
+    data = write_rows(tmp_path / "rows", prompts=4)
+    file = tmp_path / "jobs.json"
+    file.write_text(json.dumps([job(tmp_path / "one", base, data, epochs=1)]))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(CONFIGS / "cpu1.yaml"), "-m", "rft.stages.train", str(file)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120, capture_output=True)
+    assert manifest(tmp_path / "one")["processes"] == 1
+
+
+@pytest.mark.parametrize(
+    "launch, settings, told",
+    [
+        (None, {"lr": 1e30, "clip": 1e30}, "Lower train.lr"),
+        (["--mixed_precision", "bf16"], {}, "train.launch: this launch config has mixed_precision"),
+    ],
+)
+def test_faults_stop_with_their_fix(tmp_path: Path, base: Path, launch, settings, told):
+    data = write_rows(tmp_path / "rows", prompts=6)
+    one = ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no", "--cpu"]
+    child = start(
+        tmp_path,
+        [job(tmp_path / "bad", base, data, **settings)],
+        None if launch is None else [*one, *launch],
+    )
+    said = child.communicate(timeout=120)[1]
+    assert child.returncode == 2, said
+    assert f"error: {told}" in said or ("error: step" in said and told in said)
+    assert "Traceback" not in said
+    assert not (tmp_path / "bad" / "manifest.json").exists()
+    if launch is None:
+        assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path / "bad"))

@@ -1,0 +1,343 @@
+"""What shares a stage, and what a change does or does not make again."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rft import config
+from rft.config import ConfigError
+from rft.plan import Node, Plan
+
+ARMS: dict[str, Any] = {
+    "base": {"train": None},
+    "sft": {"sample": {"use": "reference"}},
+    "sft_matched": {"sample": {"use": "reference"}, "train": {"match_steps": "arm:rft"}},
+    "random": {"select": [{"use": "random", "args": {"rows": "arm:rft"}}]},
+    "rft": {},
+}
+SCORER = """
+from rft.types import Score, Verdict
+def mine(prompt, candidate):
+    return Score(Verdict.CORRECT)
+"""
+
+
+class Bench:
+    """One experiment in a folder, which each test changes a little."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "model").mkdir()
+        (folder / "model" / "config.json").write_text("{}")
+        (folder / "mine.py").write_text(SCORER)
+        self.data(train=[q(i) for i in range(4)], eval=[q(i) for i in range(10, 13)])
+
+    def data(self, **splits: list[dict[str, Any]]) -> None:
+        for name, rows in splits.items():
+            text = "\n".join(json.dumps(row) for row in rows)
+            (self.folder / f"{name}.jsonl").write_text(text)
+
+    def plan(self, *overrides: str, arms: dict[str, Any] | None = None, **body: Any) -> Plan:
+        raw = {
+            "name": "x",
+            "seeds": [0, 1],
+            "model": {"base": "./model"},
+            "prompts": {"use": "jsonl", "args": {"train": "./train.jsonl", "eval": "./eval.jsonl"}},
+            "sample": {"policy": "arm:sft"},
+            "arms": arms or ARMS,
+            **body,
+        }
+        path = self.folder / "e.yaml"
+        path.write_text(yaml.safe_dump(raw))
+        return Plan(config.load(path, [f"runs={self.folder}/runs", *overrides]))
+
+
+def q(i: int, answer: int | None = None) -> dict[str, Any]:
+    answer = i + 1 if answer is None else answer
+    return {"question": f"{i} + 1?", "answer": answer, "solution": f"{i} + 1 = {i + 1}"}
+
+
+def links(plan: Plan, arm: str, seed: int = 0) -> dict[str, Node]:
+    (row,) = [r for r in plan.rows if (r.arm, r.seed) == (arm, seed)]
+    return row.links
+
+
+def keys(plan: Plan) -> dict[str, str]:
+    return {
+        f"{row.arm}/{row.seed}/{name}": node.key
+        for row in plan.rows
+        for name, node in row.links.items()
+    }
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    """Kinds of the stages (`eval_` for those of the evaluation) with another key."""
+    one, two = keys(before), keys(after)
+    assert one.keys() == two.keys()
+    return {name.split("/")[2].split("_", 1)[1] for name in one if one[name] != two[name]}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_arms_and_seeds_share_what_is_the_same(bench: Bench) -> None:
+    plan = bench.plan()
+    rft, random, sft = (links(plan, arm) for arm in ("rft", "random", "sft"))
+    assert rft["2_sample"] is random["2_sample"]
+    assert rft["3_score"] is random["3_score"]
+    assert rft["2_sample_reference"] is sft["2_sample_reference"]
+    assert rft["4_select"] is not random["4_select"]
+    assert sft["4_select"] is links(plan, "sft_matched")["4_select"]
+    assert sft["5_train"] is not links(plan, "sft_matched")["5_train"]
+    # Another seed: the same solutions, another training, so another policy and other samples.
+    again = links(plan, "rft", 1)
+    assert again["2_sample_reference"] is rft["2_sample_reference"]
+    assert links(plan, "sft", 1)["4_select"] is sft["4_select"]
+    assert links(plan, "sft", 1)["5_train"] is not sft["5_train"]
+    for name in ("2_sample", "3_score", "4_select", "5_train", "6_evaluate"):
+        assert again[name] is not rft[name]
+    assert len({n.key for n in plan.nodes()}) == len(list(plan.nodes()))
+
+
+def test_greedy_base_is_evaluated_once(bench: Bench) -> None:
+    plan = bench.plan()
+    for name in ("6_eval_sample", "6_eval_score", "6_evaluate"):
+        assert links(plan, "base", 0)[name] is links(plan, "base", 1)[name]
+    sampled = bench.plan(eval={"temperature": 1.0, "n": 4})
+    assert (
+        links(sampled, "base", 0)["6_eval_sample"] is not links(sampled, "base", 1)["6_eval_sample"]
+    )
+
+
+def test_nodes_come_after_what_they_need(bench: Bench) -> None:
+    seen: set[str] = set()
+    for node in bench.plan().nodes():
+        assert {need.key for need in node.needs} <= seen
+        seen.add(node.key)
+    plan = bench.plan()
+    assert links(plan, "rft")["4_select"] in links(plan, "random")["4_select"].needs
+    assert links(plan, "rft")["5_train"] in links(plan, "sft_matched")["5_train"].needs
+    assert links(plan, "sft")["5_train"] in links(plan, "rft")["2_sample"].needs
+
+
+def test_the_same_experiment_has_the_same_keys(bench: Bench) -> None:
+    assert keys(bench.plan()) == keys(bench.plan())
+
+
+BASE_ONLY = {"policy": "base"}
+
+
+def test_gold_answers_are_no_part_of_a_sample(bench: Bench) -> None:
+    before = bench.plan(sample=BASE_ONLY)
+    bench.data(train=[q(0, 99), *(q(i) for i in range(1, 4))])
+    after = bench.plan(sample=BASE_ONLY)
+    assert "score" in changed(before, after) and "select" in changed(before, after)
+    assert not {"sample", "sample_reference"} & changed(before, after)
+    assert links(before, "base")["6_eval_score"].key == links(after, "base")["6_eval_score"].key
+
+
+def test_solutions_are_a_part_of_references_alone(bench: Bench) -> None:
+    before = bench.plan(sample=BASE_ONLY)
+    bench.data(train=[{**q(0), "solution": "another"}, *(q(i) for i in range(1, 4))])
+    after = bench.plan(sample=BASE_ONLY)
+    assert "sample_reference" in changed(before, after)
+    assert "sample" not in changed(before, after)
+
+
+def test_order_of_the_data_changes_nothing(bench: Bench) -> None:
+    before = bench.plan()
+    bench.data(train=[q(i) for i in reversed(range(4))])
+    assert changed(before, bench.plan()) == set()
+
+
+def test_another_question_changes_the_sample_but_no_id(bench: Bench) -> None:
+    before = bench.plan(sample=BASE_ONLY)
+    bench.data(train=[q(i) for i in range(5)])
+    after = bench.plan(sample=BASE_ONLY)
+    assert {"prompts", "sample", "sample_reference"} <= changed(before, after)
+    assert pool(before) == pool(after)
+
+
+def pool(plan: Plan, arm: str = "rft", seed: int = 0) -> str:
+    """What a candidate's id is made of besides its prompt and index."""
+    got: str = links(plan, arm, seed)["2_sample"].job["pool"]
+    return got
+
+
+@pytest.mark.parametrize("text", ["sample.n=9", "sample.logprobs=tokens"])
+def test_more_samples_keep_the_ids_of_those_there_are(bench: Bench, text: str) -> None:
+    before, after = bench.plan(), bench.plan(text)
+    assert links(before, "rft")["2_sample"].key != links(after, "rft")["2_sample"].key
+    assert pool(before) == pool(after)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sample.temperature=0.7",
+        "sample.max_tokens=9",
+        "sample.stop=[x]",
+        "chat.prompt='Q {question}'",
+    ],
+)
+def test_other_decoding_or_prompt_gives_other_ids(bench: Bench, text: str) -> None:
+    assert pool(bench.plan()) != pool(bench.plan(text))
+
+
+def test_policy_and_seed_are_part_of_an_id(bench: Bench) -> None:
+    plan, base = bench.plan(), bench.plan(sample=BASE_ONLY)
+    pools = {pool(p, seed=seed) for p in (plan, base) for seed in (0, 1)}
+    assert len(pools) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sample.engine.max_num_seqs=3",
+        "sample.engine.kv_cache_gb=1",
+        "eval.engine.compile=true",
+        "train.checkpoint_every=1",
+        "train.tokens_per_batch=64",
+        "train.gradient_checkpointing=true",
+        "compare.level=0.9",
+        "name=y",
+    ],
+)
+def test_speed_settings_change_no_key(bench: Bench, text: str) -> None:
+    assert changed(bench.plan(), bench.plan(text)) == set()
+
+
+def test_training_settings_leave_the_start_alone(bench: Bench) -> None:
+    before = bench.plan(sample=BASE_ONLY)
+    after = bench.plan("train.lr=0.5", sample=BASE_ONLY)
+    assert changed(before, after) == {"train", "eval_sample", "eval_score", "evaluate"}
+
+
+def test_scorer_changes_scores_and_not_samples(bench: Bench) -> None:
+    mine = {"score": [{"use": "./mine.py:mine"}], "sample": BASE_ONLY}
+    before = bench.plan(sample=BASE_ONLY)
+    after = bench.plan(**mine)
+    assert "score" in changed(before, after)
+    assert not {"sample", "sample_reference", "prompts"} & changed(before, after)
+    (bench.folder / "mine.py").write_text(SCORER.replace("CORRECT", "WRONG"))
+    loaded = [name for name in sys.modules if name.startswith("rft_user_mine")]
+    for name in loaded:
+        del sys.modules[name]
+    assert "score" in changed(after, bench.plan(**mine))
+
+
+def test_model_files_are_part_of_every_sample(bench: Bench) -> None:
+    before = bench.plan()
+    (bench.folder / "model" / "config.json").write_text('{"a": 1}')
+    after = bench.plan()
+    assert {"sample", "sample_reference", "train", "eval_sample"} <= changed(before, after)
+    assert "prompts" not in changed(before, after)
+
+
+def test_two_revisions_of_one_hub_model_are_two_models(bench: Bench) -> None:
+    arms = {"a": {}, "b": {"model": {"revision": "two"}}}
+    body = {"model": {"base": "some/model", "revision": "one"}, "compare": {"baseline": "a"}}
+    plan = bench.plan(arms=arms, sample=BASE_ONLY, **body)
+    assert pool(plan, "a") != pool(plan, "b")
+
+
+def test_several_policies_are_several_pools(bench: Bench) -> None:
+    plan = bench.plan(sample={"policy": ["base", "arm:sft"]})
+    got = links(plan, "rft")
+    assert {n for n in got if n.startswith("2_")} == {
+        "2_sample_reference",
+        "2_sample_base",
+        "2_sample_arm_sft",
+    }
+    assert len(got["4_select"].job["pools"]) == 3
+
+
+def test_many_rounds_are_planned_at_once(bench: Bench) -> None:
+    """Each round samples from the last, matches its steps and its rows."""
+    arms: dict[str, Any] = {"sft": {"sample": {"use": "reference"}}}
+    for i in range(12):
+        last = f"arm:{list(arms)[-1]}"
+        arms[f"round{i}"] = {
+            "sample": {"policy": last},
+            "train": {"match_steps": last},
+            "select": [{"use": "random", "args": {"rows": last}}],
+        }
+    begun = time.monotonic()
+    plan = bench.plan(arms=arms)
+    assert time.monotonic() - begun < 5
+    assert links(plan, "round0")["5_train"] in links(plan, "round1")["2_sample"].needs
+
+
+def test_selector_is_given_the_seed_and_the_count_of_the_arm_it_names(bench: Bench) -> None:
+    plan = bench.plan()
+    for seed in (0, 1):
+        (spec,) = links(plan, "random", seed)["4_select"].job["selectors"]
+        assert spec["args"]["seed"] == seed
+        rft = links(plan, "rft", seed)["4_select"]
+        assert spec["counts"] == {"rows": str(rft.dir.path)}
+
+
+def test_control_follows_the_arm_that_it_is_matched_with(bench: Bench) -> None:
+    before = bench.plan()
+    after = bench.plan("arms.rft.select=[{use: correct}]")
+    for arm, stage in (("random", "4_select"), ("sft_matched", "5_train")):
+        assert links(before, arm)[stage].key != links(after, arm)[stage].key
+    assert links(before, "sft")["5_train"].key == links(after, "sft")["5_train"].key
+
+
+@pytest.mark.parametrize(
+    "arms, circle",
+    [
+        ({"sft": {"sample": {"policy": "arm:sft"}}}, "sft -> sft"),
+        (
+            {"sft": {"sample": {"policy": "arm:b"}}, "b": {"sample": {"policy": "arm:sft"}}},
+            "sft -> b -> sft",
+        ),
+        (
+            {
+                "sft": {"train": {"match_steps": "arm:b"}, "sample": BASE_ONLY},
+                "b": {"train": {"match_steps": "arm:sft"}, "sample": BASE_ONLY},
+            },
+            "sft -> b -> sft",
+        ),
+        (
+            {
+                "sft": {
+                    "sample": BASE_ONLY,
+                    "select": [{"use": "random", "args": {"rows": "arm:sft"}}],
+                }
+            },
+            "sft -> sft",
+        ),
+    ],
+)
+def test_circle_of_arms(bench: Bench, arms: dict[str, Any], circle: str) -> None:
+    with pytest.raises(ConfigError, match="a circle") as fault:
+        bench.plan(arms=arms)
+    first = circle.split(" -> ")
+    turned = " -> ".join([*first[1:], first[1]])
+    assert circle in str(fault.value) or turned in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("score=[{use: answer, args: {markr: x}}]", "takes no argument 'markr'"),
+        ("select=[{use: cap, args: {kk: 1}}]", "takes no argument 'kk'"),
+        ("select=[{use: corect}]", "did you mean correct"),
+        ("sample.use=vlm", "did you mean vllm"),
+        ("arms.rft.select=[{use: random}]", "needs the argument 'rows'"),
+    ],
+)
+def test_wrong_components_are_found_before_anything_runs(
+    bench: Bench, text: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        bench.plan(text)

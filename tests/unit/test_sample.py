@@ -1,0 +1,55 @@
+"""What a sample stage takes over from others of its run, before it draws anything."""
+
+from pathlib import Path
+from typing import Any
+
+from rft import rows
+from rft.stages.sample import Job
+from rft.types import Candidate, Finish, Prompt
+
+
+def candidate(i: int, **more: Any) -> Candidate:
+    return Candidate(f"c{i}", "p", i, f"text {i}", (1,), (2, 3), Finish.STOP, -1.0, **more)
+
+
+def job(root: Path, folder: str = "sample-new", **decoding: Any) -> Job:
+    rows.write_part(root / "prompts", [Prompt("p", "?")], Prompt)
+    (root / folder).mkdir(exist_ok=True)
+    spec = {
+        "folder": str(root / folder),
+        "prompts": str(root / "prompts"),
+        "decoding": decoding,
+    }
+    # Which candidates there are already is a matter of files: no tokenizer is needed.
+    return Job(spec, None)  # type: ignore[arg-type]
+
+
+def test_wanted_candidates_are_taken_over_and_others_left(tmp_path: Path) -> None:
+    rows.write_part(tmp_path / "sample-old", [candidate(i) for i in range(4)], Candidate)
+    rows.write_part(tmp_path / "score-old", [candidate(9)], Candidate)
+    rows.write_part(tmp_path / "sample-new", [candidate(0)], Candidate)
+    one = job(tmp_path)
+    one.adopt({"c0", "c1", "c2", "c9", "c10"})
+    assert one.done == {"c0", "c1", "c2"}
+    assert rows.ids(tmp_path / "sample-new") == one.done
+    got = {row.id: row for row in rows.read(tmp_path / "sample-new", Candidate)}
+    assert got["c2"] == candidate(2)
+    again = job(tmp_path)
+    again.adopt({"c0", "c1", "c2"})
+    assert again.done == {"c0", "c1", "c2"}
+    assert len(rows.parts(tmp_path / "sample-new")) == 2
+
+
+def test_candidates_without_the_log_probabilities_wanted_now_are_drawn_again(
+    tmp_path: Path,
+) -> None:
+    rows.write_part(tmp_path / "sample-sum", [candidate(0), candidate(1)], Candidate)
+    full = candidate(1, token_logprobs=(-0.5, -0.5))
+    rows.write_part(tmp_path / "sample-tokens", [full], Candidate)
+    one = job(tmp_path, logprobs="tokens")
+    one.adopt({"c0", "c1"})
+    assert one.done == {"c1"}
+    assert list(rows.read(one.folder, Candidate)) == [full]
+    less = job(tmp_path, "sample-less", logprobs="sum")
+    less.adopt({"c0", "c1"})
+    assert less.done == {"c0", "c1"}

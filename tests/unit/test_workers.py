@@ -1,0 +1,137 @@
+"""Workers really hang, crash and run out of memory here, and every item has its one outcome."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rft import workers
+from rft.types import RftError
+from rft.workers import Failure
+from tests.unit import _work
+
+
+def run(items: list[Any], *args: Any, **settings: Any) -> list[tuple[Any, Any]]:
+    settings = {"workers": 1, "timeout_s": 2.0, "chunk": 4, **settings}
+    return list(workers.run(_work.make, args, items, **settings))
+
+
+def numbers(count: int) -> list[Any]:
+    return [("number", i) for i in range(count)]
+
+
+def gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 50])
+def test_every_item_once(count: int) -> None:
+    got = run(numbers(count), workers=2)
+    assert sorted(got) == [(item, item[1]) for item in numbers(count)]
+
+
+@pytest.mark.parametrize("hang", ["power", "regex"])
+def test_a_hang_inside_c_is_killed_and_the_rest_is_fine(hang: str, tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    items = [*numbers(6), (hang, 0), ("number", 6), ("number", 7)]
+    begun = time.monotonic()
+    got = dict(run(items, "", str(log), timeout_s=1.0, chunk=5))
+    assert time.monotonic() - begun < 20
+    assert got[hang, 0] == Failure("timeout")
+    assert {value for item, value in got.items() if item[0] == "number"} == set(range(8))
+    assert len(got) == len(items)
+    first, second = _work.pids(log)
+    assert first != second and gone(first) and gone(second)
+
+
+def test_crashes_and_faults_are_each_their_own_items() -> None:
+    items = [
+        ("number", 0),
+        ("exit", 0),
+        ("raise", "luck"),
+        ("number", 1),
+        ("segfault", 0),
+        ("sys.exit", 0),
+        ("number", 2),
+    ]
+    got = run(items, chunk=3)
+    assert sorted(item for item, _ in got) == sorted(items)
+    told = dict(got)
+    assert told["raise", "luck"] == Failure("error", "ValueError: no luck")
+    for crash in ("exit", "segfault", "sys.exit"):
+        assert told[crash, 0] == Failure("crashed")
+    assert [told["number", i] for i in range(3)] == [0, 1, 2]
+
+
+def test_slow_items_together_may_take_longer_than_one_may() -> None:
+    items = [("sleep", 0.3 + i / 1000) for i in range(5)]
+    got = run(items, timeout_s=1.0, chunk=6)
+    assert sorted(got) == [(item, item[1]) for item in items]
+
+
+def test_a_slow_consumer_does_not_cost_an_item_its_result() -> None:
+    """While rows are written, finished chunks wait; their workers are not stuck."""
+    items = [("sleep", 0.1 + i / 1000) for i in range(6)]
+    results = []
+    for pair in workers.run(_work.make, (), items, workers=2, timeout_s=0.5, chunk=2):
+        time.sleep(0.7)
+        results.append(pair)
+    assert sorted(results) == [(item, item[1]) for item in items]
+
+
+def test_memory_is_bounded() -> None:
+    items = [("memory", 100), ("memory", 3000), ("number", 1)]
+    got = dict(run(items, memory_gb=1.0))
+    assert got["memory", 100] == 100 << 20
+    assert got["memory", 3000] == Failure("error", "MemoryError: ")
+    assert got["number", 1] == 1
+
+
+def test_made_once_for_each_worker(tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    got = run([("pid", i) for i in range(40)], "", str(log), workers=2, chunk=2)
+    made = _work.pids(log)
+    assert len(made) == len(set(made)) == 2
+    assert {pid for _, pid in got} <= set(made)
+    assert os.getpid() not in made
+
+
+@pytest.mark.parametrize(
+    "kind, words", [("raises", "ValueError: no such model"), ("exits", "exit code 7")]
+)
+def test_workers_that_cannot_start_say_why(kind: str, words: str) -> None:
+    with pytest.raises(RftError, match=words):
+        run(numbers(3), kind)
+
+
+def test_items_are_pulled_as_there_is_room() -> None:
+    pulled = 0
+
+    def items() -> Iterator[Any]:
+        nonlocal pulled
+        for item in numbers(1000):
+            pulled += 1
+            yield item
+
+    got = workers.run(_work.make, (), items(), workers=1, timeout_s=5, chunk=10)
+    next(got)
+    assert pulled <= 20
+    got.close()  # type: ignore[attr-defined]
+
+
+def test_workers_end_with_the_consumer(tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    got = workers.run(_work.make, ("", str(log)), numbers(100), workers=1, timeout_s=5, chunk=10)
+    next(got)
+    got.close()  # type: ignore[attr-defined]
+    (pid,) = _work.pids(log)
+    assert gone(pid)
