@@ -147,7 +147,7 @@ class Plan:
         if (base, revision) not in self._models:
             self._models[base, revision] = model_digest(base, revision)
         weights = self._models[base, revision]
-        return {"base": base, "weights": weights, "chat": chat_digest(arm.chat)}
+        return {"weights": weights, "chat": chat_digest(arm.chat)}
 
     def _policy(self, policy: str, seed: int) -> Node | None:
         return None if policy == "base" else self._train(policy.removeprefix("arm:"), seed)
@@ -168,7 +168,7 @@ class Plan:
             if decoding.temperature > 0:
                 drawn["seed"] = seed
         # The pool is what a candidate's id is made of, with its prompt and index.
-        pool = {"kind": "sample", "use": use, "model": model, "decoding": drawn}
+        pool = {"kind": "sample", "use": _portable(use), "model": model, "decoding": drawn}
         inputs = {
             **pool,
             "n": settings["n"],
@@ -200,7 +200,10 @@ class Plan:
         for scorer in arm.score:
             # Bound now, so that a wrong argument is found before anything is sampled.
             components.check_args("scorers", scorer)
-        scorers = [{**s.model_dump(), "source": self._source("scorers", s.use)} for s in arm.score]
+        scorers = [
+            {"use": _portable(s.use), "args": s.args, "source": self._source("scorers", s.use)}
+            for s in arm.score
+        ]
         inputs = {
             "kind": "score",
             "candidates": sample.key,
@@ -251,7 +254,7 @@ class Plan:
             components.check_args("selectors", Component(use=component.use, args=args))
             specs.append({"use": component.use, "args": args, "counts": counts})
             source = self._source("selectors", component.use)
-            slices.append({"use": component.use, "args": keyed, "source": source})
+            slices.append({"use": _portable(component.use), "args": keyed, "source": source})
         inputs = {"kind": "select", "pools": [score.key for _, score in pools], "select": slices}
         return self._node(
             "select",
@@ -336,3 +339,10 @@ class Plan:
             self._open.pop()
         self._made[known] = node
         return node
+
+
+def _portable(use: str) -> str:
+    """`use` without the folder of a file of the user's: its source is in the key already, and a
+    moved checkout must not make a run anew."""
+    where, _, name = use.rpartition(":")
+    return f"{Path(where).name}:{name}" if where.endswith(".py") else use

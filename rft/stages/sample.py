@@ -139,8 +139,8 @@ def _draw(
         for job in jobs:
             job.writer.flush()
         progress.close()
-    stats = sampler.stats()
-    sampler.close()
+        stats = sampler.stats()
+        sampler.close()
     return stats
 
 
