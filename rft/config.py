@@ -301,7 +301,7 @@ class Experiment(Arm):
         "sft": {"sample": {"use": "reference"}},
         "rft": {},
     }
-    """Name of each arm, and the keys it replaces."""
+    """Name of each arm, and the keys it replaces; null takes an arm out that `extends` brought."""
     compare: Compare = Compare()
 
     @property
@@ -338,28 +338,32 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Experiment:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as fault:
             raise ConfigError(f"command line: {text!r}: {value!r} is not YAML: {fault}") from None
-        for key in reversed(dotted.split(".")):
+        keys = dotted.split(".")
+        if keys[0] == "arms" and len(keys) == 2 and parsed is None:
+            there = raw.get("arms") or Experiment.model_fields["arms"].get_default()
+            if keys[1] not in there:
+                raise ConfigError(
+                    f"command line: {text}: there is no arm {keys[1]!r}"
+                    f"{did_you_mean(keys[1], there)}"
+                )
+        for key in reversed(keys):
             parsed = {key: parsed}
         raw = merge(raw, _absolute(parsed, Path.cwd()))
+    if isinstance(raw.get("arms"), dict):
+        raw["arms"] = {name: arm for name, arm in raw["arms"].items() if arm is not None}
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as fault:
         raise ConfigError(explain(fault, Experiment, path, overrides=overrides)) from None
-    for name, arm in experiment.arms.items():
+    for name in experiment.arms:
         try:
-            Arm.model_validate(_arm_overrides(experiment, name, arm))
+            experiment.arm(name)
         except ValidationError as fault:
             raise ConfigError(
                 explain(fault, Arm, path, prefix=f"arms.{name}.", overrides=overrides)
             ) from None
     _check_arms(experiment, path)
     return experiment
-
-
-def _arm_overrides(experiment: Experiment, name: str, arm: Any) -> dict[str, Any]:
-    body = {k: v for k, v in experiment.model_dump().items() if k in Arm.model_fields}
-    merged: dict[str, Any] = merge(body, arm)
-    return merged
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -451,6 +451,8 @@ def main() -> None:
         splits[name] = make_problems(random.Random(f"{args.seed} {name}"), count, taken)
     for row in splits["train"][args.solved :]:
         row["solution"] = None
+    # Mixed, so that the first few rows are a small set of the same kind.
+    random.Random(f"{args.seed} order").shuffle(splits["train"])
 
     rng = random.Random(f"{args.seed} pre-training")
     documents = [make_document(rng) for _ in range(args.documents)]

@@ -9,6 +9,10 @@
   since on a CPU it dies on them. Target: 3 on 2 cores without AVX-512 (with AVX-512 vLLM's own
   choice of bfloat16 is faster there, and the ratio lower).
 
+`--isa avx2` keeps both sides from using AVX-512 and AMX, to measure on a newer machine what an
+older one sees: torch, oneDNN and MKL are told so, and torch's feature tests, by which vLLM chooses
+its kernels, answer no.
+
 Starts and a short warm-up aren't counted. The variants take turns, because a shared machine drifts.
 Run it on a quiet machine: on 2 cores one busy neighbour costs more than what is measured here.
 """
@@ -20,6 +24,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -37,19 +42,20 @@ def main() -> None:
     parser.add_argument("--max-len", type=int, default=512, help="model.max_len")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--isa", choices=("native", "avx2"), default="native")
     parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print("RESULT", json.dumps(measure(args.child, args)))
         return
 
-    print(f"machine: {machine()}")
+    print(f"machine: {machine()}; both sides use {args.isa} instructions")
     chosen = args.variants.split(",")
     rates: dict[str, list[float]] = {variant: [] for variant in chosen}
     for i in range(args.rounds):
         # Forth and back, so that a drift of the machine favours nobody.
         for variant in chosen if i % 2 == 0 else chosen[::-1]:
-            got = in_a_process(variant)
+            got = in_a_process(variant, args.isa)
             rates[variant].append(got["tokens"] / got["seconds"])
             print(f"  round {i + 1}, {variant}: {rates[variant][-1]:.1f} tokens/s ({got})")
     print(f"{'variant':<10} {'median':>8} {'each round, tokens/s'}")
@@ -65,13 +71,33 @@ def main() -> None:
             )
 
 
-def in_a_process(variant: str) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], "--child", variant],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+NO_NEWER_ISA = """
+import torch
+for name in ("avx512", "avx512_bf16", "amx_tile", "amx_fp16", "vnni"):
+    if hasattr(torch.cpu, f"_is_{name}_supported"):
+        setattr(torch.cpu, f"_is_{name}_supported", lambda: False)
+"""
+
+
+def in_a_process(variant: str, isa: str) -> dict[str, float]:
+    env = dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        if isa == "avx2":
+            # Every Python that starts below imports it, vLLM's engine process included.
+            (Path(folder) / "sitecustomize.py").write_text(NO_NEWER_ISA)
+            env |= AVX2 | {"PYTHONPATH": f"{folder}:{env.get('PYTHONPATH', '')}"}
+        done = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--child", variant],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=env,
+        )
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             return json.loads(line.removeprefix("RESULT "))

@@ -12,11 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "prompts.limit_train=60",
+    "prompts.limit_train=100",
     "prompts.limit_eval=40",
     "sample.n=8",
     "train.epochs=2",
-    "train.tokens_per_step=512",
+    "arms.sft.train.epochs=16",
     "train.checkpoint_every=2",
 ]
 """Settings that make the quickstart small without taking a stage out of it."""

@@ -19,8 +19,8 @@ from tests.pipeline.conftest import (
     until,
 )
 
-ONLY_REFERENCE = "arms={sft: {sample: {use: reference}}}"
-"""An arm that samples no model, so that the stages before training take a second each."""
+ONLY_REFERENCE = [f"arms.{arm}=null" for arm in ("base", "sft_matched", "random", "rft")]
+"""Leaves the arm that samples no model, so that the stages before training take seconds."""
 
 
 def fails(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -36,7 +36,7 @@ def in_sandbox(*mounts: str, runs: str) -> list[str]:
     if bwrap is None:
         pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
     base = [bwrap, "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", *mounts]
-    return [*base, *command("select", Path(runs), ONLY_REFERENCE)]
+    return [*base, *command("select", Path(runs), *ONLY_REFERENCE)]
 
 
 def test_full_disk(tmp_path: Path) -> None:
@@ -51,30 +51,30 @@ def test_read_only_folder(tmp_path: Path) -> None:
 
 def test_every_candidate_wrong_trains_nothing(tmp_path: Path) -> None:
     scorer = 'score=[{use: answer, args: {marker: "no such marker", fallback: false}}]'
-    done = rft(*command("run", tmp_path, ONLY_REFERENCE, scorer))
+    done = rft(*command("run", tmp_path, *ONLY_REFERENCE, scorer))
     fails(done, "left to train on", "unparsed", "Nothing was trained")
     assert not list((tmp_path / "quickstart" / "stages").glob("train-*"))
 
 
 def test_every_prompt_too_long(tmp_path: Path) -> None:
-    done = rft(*command("sample", tmp_path, ONLY_REFERENCE, "model.max_len=4"))
+    done = rft(*command("sample", tmp_path, *ONLY_REFERENCE, "model.max_len=4"))
     fails(done, "prompt_too_long", "model.max_len")
 
 
 def test_missing_model(tmp_path: Path) -> None:
-    done = rft(*command("sample", tmp_path, ONLY_REFERENCE, f"model.base={tmp_path}/none"))
+    done = rft(*command("sample", tmp_path, *ONLY_REFERENCE, f"model.base={tmp_path}/none"))
     fails(done, "model.base", "none")
 
 
 def test_second_run_in_the_same_folder(tmp_path: Path) -> None:
     with rundir.lock(tmp_path / "quickstart"):
-        fails(rft(*command("select", tmp_path, ONLY_REFERENCE)), "in use by process", "name=")
-    done = rft(*command("select", tmp_path, ONLY_REFERENCE))
+        fails(rft(*command("select", tmp_path, *ONLY_REFERENCE)), "in use by process", "name=")
+    done = rft(*command("select", tmp_path, *ONLY_REFERENCE))
     assert done.returncode == 0, done.stderr
 
 
 def test_killed_run_frees_its_folder_and_its_stage_dies(tmp_path: Path) -> None:
-    args = command("select", tmp_path / "runs", ONLY_REFERENCE)
+    args = command("select", tmp_path / "runs", *ONLY_REFERENCE)
     kill_after(args, "sample (sft", 0.5, tmp_path / "log", SIGKILL)
     until(lambda: not stage_processes(tmp_path / "runs"), 10)
     assert rft(*args).returncode == 0
@@ -100,8 +100,8 @@ def test_update_draws_only_what_is_missing(finished: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     folder = (runs / "quickstart/rft/seed0/2_sample").resolve()
     drawn = rundir.StageDir(folder).manifest()
-    assert drawn is not None and drawn["rows"] == 60 * 9
-    assert len(rows.ids(folder) - old) == 60
+    assert drawn is not None and drawn["rows"] == 100 * 9
+    assert len(rows.ids(folder) - old) == 100
 
 
 def test_finished_run_is_not_run_again(finished: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_arm_cannot_set_what_belongs_to_the_experiment(tmp_path: Path) -> None:
         ({"seeds": []}, ["seeds"]),
         ({"seeds": [0, 0]}, ["seeds", "once"]),
         ({"eval": {"k": []}}, ["eval.k"]),
-        ({"arms": {"rft": None}}, ["arms.rft", "null"]),
+        ({"arms": {"rft": None}}, ["arms", "at least one"]),
         ({"arms": {}}, ["arms", "at least one"]),
         ({"arms": {"a b": {}}}, ["arms.a b", "letters"]),
         ({"name": ""}, ["name"]),
@@ -348,3 +348,15 @@ def test_every_setting_is_described() -> None:
         for key, field in spec.get("properties", {}).items():
             nested = "$ref" in field or any("$ref" in f for f in field.get("anyOf", []))
             assert nested or field.get("description"), f"{name}.{key}"
+
+
+def test_null_takes_an_arm_out(tmp_path: Path) -> None:
+    quick = Path(__file__).parents[2] / "configs/quickstart.yaml"
+    assert set(
+        config.load(quick, ["arms.random=null", "arms.rft=null", "arms.sft_matched=null"]).arms
+    ) == {
+        "base",
+        "sft",
+    }
+    with pytest.raises(config.ConfigError, match=r"no arm 'randm'; did you mean random\?"):
+        config.load(quick, ["arms.randm=null"])
