@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from rft import rows
 from rft.report.load import ArmRun
@@ -20,7 +21,10 @@ LONGEST = 4000
 
 def clean(text: str) -> str:
     """Text that can be shown: no control or direction-changing characters, and not too long."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text[:LONGEST])
+    shown = "".join(
+        c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else "\ufffd"
+        for c in text[:LONGEST]
+    )
     more = len(text) - LONGEST
     return f"{shown}\n[{more:,} more characters]" if more > 0 else shown
 

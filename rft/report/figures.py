@@ -75,9 +75,7 @@ def whisker(
 def ruler(scale: Axis, unit: str) -> Markup:
     """The axis under rows of whiskers."""
     marks = [
-        Markup('<text x="{}" y="14" text-anchor="{}">{}</text>').format(
-            scale.at(t), _anchor(scale.share(t)), number(t)
-        )
+        Markup('<text x="{}" y="14" text-anchor="middle">{}</text>').format(scale.at(t), number(t))
         for t in scale.ticks
     ]
     marks.append(
@@ -240,10 +238,6 @@ def _grid(scale: Axis, height: int) -> Markup:
         for t in scale.ticks
     ]
     return Markup("").join(lines)
-
-
-def _anchor(share: float) -> str:
-    return "start" if share < 0.01 else "end" if share > 0.99 else "middle"
 
 
 def _svg(kind: str, colour: int | None, height: int, say: str, marks: Sequence[Markup]) -> Markup:

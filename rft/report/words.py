@@ -188,5 +188,6 @@ def terminal(comparison: dict[str, Any]) -> str:
         grid.add_row(*(Text(cell) for cell in cells), style=style)
     console.print()
     console.print(grid)
+    console.print()
     console.print(Text(comparison["answer"], style="bold"))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
