@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 
-from rft.config import Component, Experiment, Section
+from rft.config import Arm, Component, Experiment, Section
 from rft.faults import model_in
 
 
@@ -22,8 +22,14 @@ def schema() -> str:
         "type": "string",
         "description": "Another experiment file whose keys this one starts from.",
     }
-    # Through `extends` any key may come from another file.
-    top.pop("required", None)
+    # Through `extends`, and in an arm, any key may come from another place.
+    for partial in (top, top["$defs"]["Model"], top["$defs"]["Prompts"]):
+        partial.pop("required", None)
+    body = {k: v for k, v in top["properties"].items() if k in Arm.model_fields}
+    top["$defs"]["ArmKeys"] = {"type": "object", "additionalProperties": False, "properties": body}
+    top["properties"]["arms"]["additionalProperties"] = {
+        "anyOf": [{"$ref": "#/$defs/ArmKeys"}, {"type": "null"}]
+    }
     return json.dumps(top, indent=1) + "\n"
 
 

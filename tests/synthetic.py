@@ -114,10 +114,11 @@ def _pool(
             ids = tuple(range(20 + i))
             drawn.append(Candidate(key, prompt.id, i, text, (1, 2), ids, finish, -3.5))
             if finish is Finish.LENGTH:
-                got = (Verdict.UNKNOWN, "truncated", None)
+                row = ScoreRow(key, prompt.id, Verdict.UNKNOWN, "truncated", None, None, "[]")
             else:
-                got = (Verdict.CORRECT if right else Verdict.WRONG, None, answer)
-            told.append(ScoreRow(key, prompt.id, *got, None, "[]"))
+                verdict = Verdict.CORRECT if right else Verdict.WRONG
+                row = ScoreRow(key, prompt.id, verdict, None, answer, None, "[]")
+            told.append(row)
     rows.write_part(sample, drawn, Candidate)
     rows.write_part(score, told, ScoreRow)
     total = len(drawn)

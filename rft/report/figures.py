@@ -173,7 +173,9 @@ def curves(
     return Markup('<div class="chart"><div class="yname">{}</div>{}</div>').format(y_name, body)
 
 
-def bars(counts: Sequence[tuple[str, int]], x_name: str, say: str, colour: int) -> Markup:
+def bars(
+    counts: Sequence[tuple[str, int]], x_name: str, y_name: str, say: str, colour: int
+) -> Markup:
     """A histogram of (label, count); each bar carries its count."""
     height, most = 130, max(count for _, count in counts)
     step = 100 / len(counts)
@@ -203,7 +205,8 @@ def bars(counts: Sequence[tuple[str, int]], x_name: str, say: str, colour: int) 
             height + 37, x_name
         )
     )
-    return _svg("bars", colour, height, say, drawn)
+    body = _svg("bars", colour, height, say, drawn)
+    return Markup('<div class="yname">{}</div>{}').format(y_name, body)
 
 
 def histogram(values: Sequence[int], highest: int, most: int = 9) -> list[tuple[str, int]]:

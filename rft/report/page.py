@@ -272,8 +272,9 @@ def _bars(
 ) -> dict[str, Any]:
     counts = figures.histogram(values, highest)
     table = ", ".join(f"{label}: {count:,}" for label, count in counts)
-    name = f"{x_name} per problem (bars: number of problems)"
-    svg = figures.bars(counts, name, f"{title}. Problems by number: {table}", colour)
+    name = f"{x_name} per problem"
+    say_bars = f"{title}. Problems by number: {table}"
+    svg = figures.bars(counts, name, "number of problems", say_bars, colour)
     return {"title": title, "say": say, "svg": svg}
 
 
