@@ -99,7 +99,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         )
         for name, weight in wrapped.named_parameters():
             if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.05)
+                torch.nn.init.normal_(weight, std=0.15)
         paths.append(str(tmp_path_factory.mktemp("adapter")))
         wrapped.save_pretrained(paths[-1])
     return paths[0], paths[1]
@@ -210,8 +210,8 @@ def test_a_sample_depends_on_its_seed_alone(setup: Setup, sampler: Sampler) -> N
 
 
 def test_other_seeds_give_other_samples(setup: Setup, sampler: Sampler) -> None:
-    got = tokens(sampler.sample(requests(setup, QUESTIONS[:1], n=16)))
-    assert len(set(got.values())) > 4
+    got = tokens(sampler.sample(requests(setup, QUESTIONS[:1], n=16, temperature=2.0)))
+    assert len(set(got.values())) > 8
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_a_temperature_that_vllm_would_change_is_refused(setup: Setup, engine: S
 def test_beams_resume_by_index(setup: Setup, engine: Sampler) -> None:
     asked = list(requests(setup, QUESTIONS[:2], n=3, temperature=0, beam_width=3))
     all_of_them = tokens(engine.sample(iter(asked)))
-    assert len(set(all_of_them.values())) == 6
+    assert len({(r.prompt_id, all_of_them[r.id]) for r in asked}) == 6
     assert tokens(engine.sample(iter(asked[2::3]))) == {
         r.id: all_of_them[r.id] for r in asked[2::3]
     }
