@@ -43,10 +43,13 @@ def _gold(console: Console, plan: Plan, name: str, arm: Arm) -> bool:
     got = plan.prompt_set(arm)
     answers = sum(p.answer is not None for p in got.train)
     solutions = sum(p.solution is not None for p in got.train)
-    lost = "".join(f", {n:,} dropped: {reason}" for reason, n in got.dropped.items())
+    lost, eval_lost = (
+        "".join(f", {n:,} dropped: {reason}" for reason, n in dropped.items())
+        for dropped in (got.dropped, got.eval_dropped)
+    )
     console.print(
         f"{name}: {len(got.train):,} training problems ({answers:,} with an answer, {solutions:,} "
-        f"with a solution{lost}), {len(got.eval):,} held out"
+        f"with a solution{lost}), {len(got.eval):,} held out{eval_lost}"
     )
 
     def pairs() -> Iterator[tuple[Prompt, Candidate]]:

@@ -25,12 +25,14 @@ Splits = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Both splits, checked, and the funnel of the training split."""
+    """Both splits, checked, and the funnel of each."""
 
     train: list[Prompt]
     eval: list[Prompt]
     rows_in: int
     dropped: dict[str, int]
+    eval_rows_in: int
+    eval_dropped: dict[str, int]
 
 
 def jsonl(
@@ -147,18 +149,20 @@ def load(config: Prompts) -> PromptSet:
             raise RftError(
                 f"prompts: there is no split {split!r}; {config.use} gives {', '.join(splits)}"
             )
+    raw_train, raw_eval = splits[config.train], splits[config.eval]
     dropped: Counter[str] = Counter()
-    raw_train = splits[config.train]
+    eval_dropped: Counter[str] = Counter()
     train = _checked(raw_train, config.train, dropped)
-    held_out = _checked(splits[config.eval], config.eval, Counter())
+    held_out = _checked(raw_eval, config.eval, eval_dropped)
     for prompt in held_out:
         if prompt.answer is None:
             raise RftError(
                 f"prompts: held-out problem without a gold answer: {prompt.question[:80]!r}; "
                 "accuracy needs one for each: add it or leave the problem out"
             )
+    dropped["over_limit"] = len(train) - len(train[: config.limit_train])
+    eval_dropped["over_limit"] = len(held_out) - len(held_out[: config.limit_eval])
     train, held_out = train[: config.limit_train], held_out[: config.limit_eval]
-    dropped["over_limit"] += max(0, len(raw_train) - sum(dropped.values()) - len(train))
     held = {normalised(p.question): p for p in held_out}
     leaked = [p for p in train if normalised(p.question) in held]
     if leaked and config.leakage == "error":
@@ -166,11 +170,14 @@ def load(config: Prompts) -> PromptSet:
             f"prompts: {len(leaked)} training questions are also held out, for instance "
             f"{leaked[0].question[:80]!r}. Take them out, or set prompts.leakage=drop."
         )
-    dropped["held_out"] += len(leaked)
+    dropped["held_out"] = len(leaked)
     train = [p for p in train if normalised(p.question) not in held]
     if not train:
         raise RftError("prompts: no training problem is left")
-    return PromptSet(train, held_out, len(raw_train), {k: v for k, v in dropped.items() if v})
+    # A counter's unary plus leaves the zeros out.
+    return PromptSet(
+        train, held_out, len(raw_train), dict(+dropped), len(raw_eval), dict(+eval_dropped)
+    )
 
 
 def _call(config: Prompts) -> Splits:

@@ -99,7 +99,7 @@ def write_part(folder: Path, rows: Iterable[Any], row_type: type) -> Path | None
         return None
     table = pa.table(columns, schema=schema(row_type))
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     taken = [int(p.name[5:].split(".")[0]) for p in folder.glob("part-*")]
     path = folder / f"part-{max(taken, default=-1) + 1:05d}.parquet"
     write_bytes(path, sink.getvalue().to_pybytes())
@@ -118,6 +118,22 @@ def parts(folder: Path) -> list[Path]:
     return good
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Sets a part aside whose pages don't match their checksums: its rows are owed again."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as fault:
+        if isinstance(fault, OSError) and fault.errno is not None:
+            raise
+        torn = path.rename(path.with_suffix(".parquet.torn"))
+        why = " ".join(str(fault).split())
+        raise RftError(
+            f"{path}: damaged on disk ({why}); now set aside as {torn.name}. Give the same "
+            "command again: only its rows are made again."
+        ) from fault
+
+
 def read(folder: Path, row_type: type[Row], columns: list[str] | None = None) -> Iterator[Row]:
     """The folder's rows, each id once. With `columns`, the other fields are None.
 
@@ -130,7 +146,7 @@ def read(folder: Path, row_type: type[Row], columns: list[str] | None = None) ->
     convert = {name: _converter(hints[name]) for name in fields}
     seen: set[str] = set()
     for path in parts(folder):
-        with pq.ParquetFile(path) as file:
+        with whole(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(columns=columns):
                 got = {
                     name: [convert[name](v) for v in batch.column(name).to_pylist()]
@@ -159,8 +175,10 @@ def ids(folder: Path) -> set[str]:
     """Ids of the rows that the folder's parts hold."""
     found: set[str] = set()
     for path in parts(folder):
-        first = pq.read_schema(path).names[0]
-        found.update(pq.read_table(path, columns=[first]).column(0).to_pylist())
+        with whole(path):
+            first = pq.read_schema(path).names[0]
+            table = pq.read_table(path, columns=[first], page_checksum_verification=True)
+        found.update(table.column(0).to_pylist())
     return found
 
 

@@ -207,6 +207,7 @@ def _write_prompts(node: Node) -> None:
         with_answer=sum(p.answer is not None for p in got.train),
         with_solution=sum(p.solution is not None for p in got.train),
         funnel={"in": got.rows_in, "out": len(got.train), "dropped": got.dropped},
+        held_out_funnel={"in": got.eval_rows_in, "out": len(got.eval), "dropped": got.eval_dropped},
     )
 
 

@@ -164,7 +164,11 @@ class Sampler(Protocol):
 
 
 class Scorer(Protocol):
-    """Judges one candidate. A function, or an object made once for each worker process."""
+    """Judges one candidate. A function, or an object made once for each worker process.
+
+    Of the candidate's fields the token columns are not loaded: `prompt_token_ids`, `token_ids` and
+    `token_logprobs` are None here.
+    """
 
     def __call__(self, prompt: Prompt, candidate: Candidate) -> Score: ...
 

@@ -110,7 +110,7 @@ def _score(job: dict[str, Any], folder: Path) -> None:
     source = Path(job["sample"])
     total = len(rows.ids(source))
     progress = process.Progress(job["label"], total, len(done))
-    needed = ["id", "prompt_id", "index", "text", "finish"]
+    needed = ["id", "prompt_id", "index", "text", "finish", "logprob"]
     pairs = (
         (prompts[candidate.prompt_id], candidate)
         for candidate in rows.read(source, Candidate, columns=needed)

@@ -156,11 +156,13 @@ def test_held_out_problem_needs_an_answer(tmp_path: Path) -> None:
 
 def test_limit_keeps_the_first_and_counts_the_rest(tmp_path: Path) -> None:
     train = [q("a?"), q("a?"), q("b?"), q("c?"), q("d?")]
-    got = load(tmp_path, train, [q("h?"), q("i?")], limit_train=2, limit_eval=1)
+    held_out = [q("h?"), q("i?"), q("h?")]
+    got = load(tmp_path, train, held_out, limit_train=2, limit_eval=1)
     assert [p.question for p in got.train] == ["a?", "b?"]
     assert [p.question for p in got.eval] == ["h?"]
     assert got.dropped == {"duplicate": 1, "over_limit": 2}
     assert got.rows_in == len(got.train) + sum(got.dropped.values())
+    assert got.eval_rows_in == 3 and got.eval_dropped == {"duplicate": 1, "over_limit": 1}
 
 
 LEAKS = [

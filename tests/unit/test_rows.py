@@ -104,6 +104,25 @@ def test_torn_part_is_set_aside_and_its_rows_are_owed_again(tmp_path: Path, keep
     assert rows.write_part(tmp_path, [choice(1)], ChoiceRow) == tmp_path / "part-00004.parquet"
 
 
+def test_flipped_bit_is_never_read_as_a_row(tmp_path: Path) -> None:
+    """Any bit of the pages, size unchanged: the same rows, or one error and the part set aside."""
+    asked = [Prompt(f"p{i}", f"{i} + {i}?", str(2 * i)) for i in range(50)]
+    part = rows.write_part(tmp_path, asked, Prompt)
+    assert part
+    sound = part.read_bytes()
+    pages = len(sound) - int.from_bytes(sound[-8:-4], "little") - 8
+    refused = 0
+    for at in range(4, pages, 7):
+        part.write_bytes(sound[:at] + bytes([sound[at] ^ (1 << at % 8)]) + sound[at + 1 :])
+        try:
+            assert list(rows.read(tmp_path, Prompt)) == asked
+        except RftError as told:
+            refused += 1
+            assert "set aside" in str(told) and "\n" not in str(told)
+            assert not part.exists() and rows.ids(tmp_path) == set()
+    assert refused > 50
+
+
 def test_half_written_file_is_no_part(tmp_path: Path) -> None:
     rows.write_part(tmp_path, [choice(0)], ChoiceRow)
     (tmp_path / ".part-00001.parquet.tmp").write_bytes(b"PAR1")
