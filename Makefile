@@ -13,7 +13,7 @@ setup: ## make .venv from the lock (gpu.lock where there is a GPU); nothing to d
 quickstart: setup ## a whole experiment, small enough for any machine
 	$(BIN)/rft run configs/quickstart.yaml
 
-test: setup ## the default tests: no GPU, no network (more: make test ARGS='-m slow')
+test: setup ## the default tests: no GPU, no network (CONTRIBUTING.md has more)
 	$(BIN)/pytest $(ARGS)
 
 lint: setup ## formatting, ruff, mypy, and that locks and generated docs are current

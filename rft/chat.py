@@ -1,6 +1,6 @@
 """The only code that turns text into token ids and back.
 
-Sampler and trainer both take ids from here, so template, beginning-of-sequence token and end token
+Sampler and trainer both take ids from here, so template, beginning-of-sequence token and EOS token
 cannot differ between them. A completion is tokenised apart from its prompt: the boundary between
 the two is a boundary between tokens, as it is when the model generates.
 """
@@ -64,7 +64,7 @@ class Renderer:
         return tuple(got)
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
-        """Ids of a written completion, with the end token."""
+        """Ids of a written completion, with the EOS token."""
         got = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return (*got, self.eos_id)
 
@@ -74,9 +74,9 @@ class Renderer:
         return text
 
     def train_ids(self, candidate: Candidate) -> tuple[int, ...]:
-        """The completion ids to learn: as sampled, ending in the end token.
+        """The completion ids to learn: as sampled, ending in the EOS token.
 
-        Where a stop string ended the sample, its tokens go and the end token takes their place,
+        Where a stop string ended the sample, its tokens go and the EOS token takes their place,
         since the model should learn to end there. If the stop string began inside a token, the
         text before it is tokenised anew: the one case in which ids are not the sampled ones.
         """
@@ -85,7 +85,7 @@ class Renderer:
             return ids
         text = self.decode(ids)
         if text == candidate.text:
-            # Ended by another of the model's end tokens, or by a reference's own.
+            # Ended by another of the model's EOS tokens, or by a reference's own.
             return ids if ids and ids[-1] in self.tokenizer.all_special_ids else (*ids, self.eos_id)
         for end in range(len(ids) - 1, -1, -1):
             shorter = self.decode(ids[:end])

@@ -23,10 +23,10 @@ SHOWN = 5
 def check(experiment: Experiment, path: str) -> int:
     """Prints the plan and what the scorers say of the gold solutions; 0 if all is well, else 1."""
     console = Console(highlight=False, soft_wrap=True)
-    for arm in (experiment.arm(name) for name in experiment.arms):
-        for scorer in arm.score:
-            components.make("scorers", scorer)
     plan = Plan(experiment)
+    for arm in plan.arms.values():
+        for i, scorer in enumerate(arm.score):
+            components.make("scorers", scorer, f"score.{i}")
     console.print(f"{path}: settings, data and arguments are in order")
     fine = True
     judged: set[str] = set()
@@ -48,7 +48,7 @@ def _gold(console: Console, plan: Plan, name: str, arm: Arm) -> bool:
         for dropped in (got.dropped, got.eval_dropped)
     )
     console.print(
-        f"{name}: {len(got.train):,} training problems ({answers:,} with an answer, {solutions:,} "
+        f"data (arm {name}): {len(got.train):,} training problems ({answers:,} with an answer, {solutions:,} "
         f"with a solution{lost}), {len(got.eval):,} held out{eval_lost}"
     )
 
@@ -77,12 +77,12 @@ def _gold(console: Console, plan: Plan, name: str, arm: Arm) -> bool:
             markup=False,
         )
     if bad:
-        console.print("  Mend the data or the scorer's arguments: it would drop good samples too.")
+        console.print("  Fix the data or the scorer's arguments: it would drop good samples too.")
     return not bad
 
 
 def _print_plan(console: Console, plan: Plan) -> None:
-    nodes = list(plan.nodes())
+    nodes = sorted(plan.nodes(), key=lambda node: node.late)
     table = Table(title=f"plan: {plan.folder}", title_justify="left")
     for heading in ("stage", "for", "work", "state"):
         table.add_column(heading)
@@ -92,7 +92,10 @@ def _print_plan(console: Console, plan: Plan) -> None:
         table.add_row(node.kind, who, _work(plan, node), "done" if node.done else "to do")
     console.print(table)
     shared = sum(len(r.links) for r in plan.rows) - len(nodes)
-    console.print(f"{len(nodes)} stages to keep; arms and seeds share {shared} more")
+    console.print(
+        f"{len(nodes)} stages, {sum(node.done for node in nodes)} of them done; {shared} more would "
+        "run if arms and seeds did not share them"
+    )
 
 
 def _keys(nodes: Iterable[Node]) -> set[str]:
@@ -111,5 +114,6 @@ def _work(plan: Plan, node: Node) -> str:
                 return f"{sum(p.solution is not None for p in prompts):,} solutions"
             decoding = job["decoding"]
             count = len(prompts) * decoding["n"]
-            return f"{count:,} samples, at most {count * decoding['max_tokens']:,} tokens"
+            held_out = "held-out " if node.late else ""
+            return f"{count:,} {held_out}samples, at most {count * decoding['max_tokens']:,} tokens"
     return ""

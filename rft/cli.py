@@ -11,7 +11,7 @@ from pathlib import Path
 
 STAGES = {
     "sample": "draw the candidates",
-    "score": "judge the candidates",
+    "score": "score the candidates",
     "select": "choose the training rows",
     "train": "fine-tune the arms",
     "eval": "evaluate the arms on the held-out problems",
@@ -22,10 +22,10 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="rft",
         description="Rejection-sampling fine-tuning: sample many answers, keep the right ones, "
-        "fine-tune on them, and compare with fine-tuning on the data set's own answers.",
+        "fine-tune on them, and compare with fine-tuning on the data set's own solutions.",
         epilog="example: rft run configs/quickstart.yaml train.lr=1e-3",
     )
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     def verb(name: str, about: str, example: str) -> argparse.ArgumentParser:
         return verbs.add_parser(name, help=about, description=about, epilog=f"example: {example}")
@@ -62,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("stage", nargs="?", help="for instance sample, or rft/seed0/2_sample")
     one.add_argument("id", nargs="?", help="beginning of a row's id")
     one.add_argument("-n", type=int, default=5, help="rows to show of a stage (default 5)")
-    verb("doctor", "check this machine, and say how to mend what is wrong", "rft doctor")
+    one.add_argument("--tokens", action="store_true", help="token ids and log-probabilities too")
+    verb("doctor", "check this machine, and say how to fix what is wrong", "rft doctor")
     return top
 
 
@@ -102,11 +103,11 @@ def _do(options: argparse.Namespace) -> int:
     if options.verb == "show":
         from rft import show
 
-        show.show(Path(options.run), options.stage, options.id, options.n)
+        show.show(Path(options.run), options.stage, options.id, options.n, options.tokens)
         return 0
-    from rft import config
+    from rft import loader
 
-    experiment = config.load(options.config, options.settings)
+    experiment = loader.load(options.config, options.settings)
     if options.verb == "check":
         from rft import check
 
@@ -116,7 +117,7 @@ def _do(options: argparse.Namespace) -> int:
     if options.verb == "report":
         runner.report(experiment)
         return 0
-    until = {"eval": "evaluate", "run": None}.get(options.verb, options.verb)
+    until = None if options.verb == "run" else options.verb
     runner.run(experiment, until=until, update=options.update)
     return 0
 

@@ -30,42 +30,45 @@ def builtin_names(kind: str) -> list[str]:
     return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
 
 
-def find(kind: str, use: str) -> Callable[..., Any]:
-    """The function or class that `use` names. kind: samplers, scorers, selectors or prompts."""
+def find(kind: str, use: str, where: str = "") -> Callable[..., Any]:
+    """The function or class that `use` names. kind: samplers, scorers, selectors or prompts.
+
+    where: the component's dotted path in the experiment, for messages. Raises ConfigError.
+    """
+    setting = f"{where or kind}.use"
     if ":" not in use:
         names = ["hf", "jsonl"] if kind == "prompts" else builtin_names(kind)
         if use not in names:
             raise ConfigError(
-                f"{kind}: there is no {use!r}{did_you_mean(use, names)}; built in are "
+                f"{setting}: there is no {use!r}{did_you_mean(use, names)}; built in are "
                 f"{', '.join(names)}; your own is ./file.py:function"
             )
         module = importlib.import_module(
             "rft.prompts" if kind == "prompts" else f"rft.{kind}.{use}"
         )
         return getattr(module, use)
-    where, _, name = use.rpartition(":")
-    module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where, use)
+    file, _, name = use.rpartition(":")
+    if file.endswith(".py"):
+        module = _load_file(Path(file), setting)
+    else:
+        try:
+            module = importlib.import_module(file)
+        except ImportError as fault:
+            raise ConfigError(f"{setting}: {use}: cannot import {file}: {fault}") from None
     found = getattr(module, name, None)
     if not callable(found):
         there = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ConfigError(f"use: {use}: {where} has no {name!r}{did_you_mean(name, there)}")
+        raise ConfigError(f"{setting}: {file} has no {name!r}{did_you_mean(name, there)}")
     return found
 
 
-def _load_module(where: str, use: str) -> Any:
-    try:
-        return importlib.import_module(where)
-    except ImportError as fault:
-        raise ConfigError(f"use: {use}: cannot import {where}: {fault}") from None
-
-
-def _load_file(path: Path) -> Any:
+def _load_file(path: Path, setting: str) -> Any:
     # The module's name holds the path, so that two files of one name do not meet.
     name = f"rft_user_{path.stem}_{digest(str(path.resolve()))[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     if not path.is_file():
-        raise ConfigError(f"use: {path}: no such file (paths start with ./ beside the YAML)")
+        raise ConfigError(f"{setting}: {path}: no such file (beside the YAML: ./file.py)")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -74,45 +77,50 @@ def _load_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except Exception as fault:
         del sys.modules[name]
-        raise ConfigError(f"use: {path}: {type(fault).__name__}: {fault}") from fault
+        raise ConfigError(f"{setting}: {path}: {type(fault).__name__}: {fault}") from fault
     return module
 
 
 def given(kind: str, found: Callable[..., Any]) -> int:
     """How many leading arguments the pipeline passes itself; the rest come from `args:`."""
-    if kind == "scorers":
-        return 0 if inspect.isclass(found) else 2  # prompt, candidate
-    return {"selectors": 1, "prompts": 0, "samplers": 0}[kind]
+    if inspect.isclass(found) and kind in ("scorers", "selectors"):
+        return 0  # it is made from its arguments, and then called
+    return {"scorers": 2, "selectors": 1, "prompts": 0, "samplers": 0}[kind]
 
 
-def parameters(kind: str, use: str) -> list[str]:
+def parameters(kind: str, use: str, where: str = "") -> list[str]:
     """Names of the arguments that a component takes from `args:`."""
-    found = find(kind, use)
+    found = find(kind, use, where)
     return list(inspect.signature(found).parameters)[given(kind, found) :]
 
 
-def check_args(kind: str, component: Component) -> Callable[..., Any]:
-    """Finds a component and binds its arguments. Raises ConfigError that names the argument."""
-    found = find(kind, component.use)
+def bind(
+    kind: str, component: Component, where: str = ""
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Finds a component and reads its arguments through the signature's annotations.
+
+    where: the component's dotted path in the experiment. Raises ConfigError that names the argument.
+    """
+    found = find(kind, component.use, where)
+    at = f"{where or kind}.args"
     signature = inspect.signature(found)
-    known = parameters(kind, component.use)
+    known = list(signature.parameters)[given(kind, found) :]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for key in component.args:
         if key not in known and not open_ended:
             raise ConfigError(
-                f"{kind}: {component.use} takes no argument {key!r}"
+                f"{at}.{key}: {component.use} takes no argument {key!r}"
                 f"{did_you_mean(key, known)}; it takes {', '.join(known) or 'none'}"
             )
     for key in known:
         parameter = signature.parameters[key]
         if parameter.default is parameter.empty and key not in component.args:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                raise ConfigError(f"{kind}: {component.use} needs the argument {key!r}")
-    _typed(kind, component, found)
-    return found
+                raise ConfigError(f"{at}: {component.use} needs the argument {key!r}")
+    return found, _typed(component, found, at)
 
 
-def _typed(kind: str, component: Component, found: Callable[..., Any]) -> dict[str, Any]:
+def _typed(component: Component, found: Callable[..., Any], at: str) -> dict[str, Any]:
     """The arguments read through their annotations, as settings are: YAML's `1e-4` is a string."""
     try:
         hints = typing.get_type_hints(
@@ -132,24 +140,20 @@ def _typed(kind: str, component: Component, found: Callable[..., Any]) -> dict[s
         except PydanticSchemaGenerationError:
             continue
         except ValidationError as fault:
-            told = fault.errors()[0]["msg"]
-            raise ConfigError(
-                f"{kind}: {component.use}: argument {key!r}: {told}, not {value!r}"
-            ) from None
+            raise ConfigError(f"{at}.{key}: {fault.errors()[0]['msg']}, not {value!r}") from None
     return args
 
 
-def make(kind: str, component: Component) -> Callable[..., Any]:
+def make(kind: str, component: Component, where: str = "") -> Callable[..., Any]:
     """The component with its arguments in place, ready for the pipeline's own."""
-    found = check_args(kind, component)
-    args = _typed(kind, component, found)
+    found, args = bind(kind, component, where)
     try:
         if inspect.isclass(found):
             made: Any = found(**args)
             return made
         return functools.partial(found, **args)
     except (TypeError, ValueError) as fault:
-        raise ConfigError(f"{kind}: {component.use}: {fault}") from fault
+        raise ConfigError(f"{where or kind}: {component.use}: {fault}") from fault
 
 
 def source_digest(kind: str, use: str) -> str:

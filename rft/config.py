@@ -1,25 +1,24 @@
-"""An experiment as data: one YAML file, checked in full before anything starts.
+"""An experiment as data: every setting there is, with its type, default and meaning.
 
 The docstring under a field is its help text, its JSON schema description and its line in
 docs/configuration.md, so each fact is written once. Unknown keys are errors. Values are read
-through the declared type, so `1e-4`, which YAML reads as a string, is a float where one is due.
-
-A file may name another with `extends: ./other.yaml`; its own keys win. An arm is the body with a
-few keys replaced. Any string that begins with `./` or `../` is a path relative to the file it
-stands in, and is made absolute here, so an experiment means the same from every folder.
+through the declared type, so `1e-4`, which YAML reads as a string, is a float where one is due. An
+arm is the body with a few keys replaced. Files are read by rft/loader.py.
 """
 
-import difflib
-import os
-import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 
-from rft.faults import did_you_mean, explain
-from rft.types import RftError, digest
+from rft.types import RftError
 
 
 class ConfigError(RftError):
@@ -32,6 +31,22 @@ class Section(BaseModel):
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _policy(text: str) -> str:
+    if text != "base" and not text.startswith("arm:"):
+        raise ValueError(f"write base or arm:{text}, not {text!r}")
+    return text
+
+
+def _arm_name(text: str) -> str:
+    if not text.startswith("arm:"):
+        raise ValueError(f"write arm:{text}, not {text!r}")
+    return text
+
+
+Policy = Annotated[str, AfterValidator(_policy)]
+ArmName = Annotated[str, AfterValidator(_arm_name)]
 
 
 class Component(Section):
@@ -141,24 +156,27 @@ class Decoding(Section):
 
 
 class Engine(Section):
-    """The machine side of sampling: it changes speed and memory, and is not part of any id."""
+    """The machine side of sampling. Only `dtype` and `extra` are part of a sample's id; the rest
+    changes speed and memory."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Format of weights and arithmetic. `auto`: float32 on a CPU, the model's own on a GPU."""
+    """Format of weights and arithmetic. `auto`: float32 on a CPU; on a GPU the checkpoint's own, but
+    with vLLM 16 bits for a checkpoint in float32."""
     max_num_seqs: Positive | None = None
-    """Sequences decoded together; default 64 on a CPU, 256 on a GPU."""
+    """Sequences decoded together; default 64 on a CPU, 256 on a GPU (transformers: 32 and 128)."""
     kv_cache_gb: Annotated[float, Field(gt=0)] = 2.0
-    """Memory for the key-value cache on a CPU, GiB."""
+    """Memory for vLLM's KV cache on a CPU, GiB."""
     gpu_memory_utilization: Fraction = 0.9
-    """Share of a GPU's memory for weights and key-value cache."""
+    """Share of a GPU's memory for vLLM's weights and KV cache."""
     tensor_parallel: Positive = 1
     """GPUs that one copy of the model is spread over."""
     data_parallel: Positive = 1
-    """Copies of the model."""
+    """Copies of the model, each on its own `tensor_parallel` GPUs; requests go to the idlest."""
     compile: bool | None = None
-    """Compile the model at start: slower start, faster tokens. Default: only on a GPU."""
+    """vLLM: compile the model at start: slower start, faster tokens. Default: only on a GPU."""
     extra: dict[str, Any] = {}
-    """Further vLLM engine arguments, passed on as they are."""
+    """Further vLLM engine arguments, passed on as they are. They are part of every sample's id,
+    since some of them (`quantization`) change what is sampled."""
 
 
 class Sample(Decoding):
@@ -166,7 +184,7 @@ class Sample(Decoding):
 
     use: str = "vllm"
     """`vllm`, `transformers`, `reference` (the data set's own solutions), or your own sampler."""
-    policy: str | Annotated[list[str], Field(min_length=1)] = "base"
+    policy: Policy | Annotated[list[Policy], Field(min_length=1)] = "base"
     """`base`, `arm:NAME` (the adapter that arm trained, same seed), or a list of these."""
     engine: Engine = Engine()
 
@@ -196,6 +214,15 @@ class Precision(Section):
     base: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Format in which the frozen base weights are stored."""
 
+    @model_validator(mode="after")
+    def _possible(self) -> "Precision":
+        if self.compute == "fp32" and self.base != "fp32":
+            raise ValueError(
+                f"compute fp32 over a base stored in {self.base} would compute in {self.base}: set "
+                "base to fp32, or compute to bf16"
+            )
+        return self
+
 
 class Train(Section):
     """Stage 5: LoRA fine-tuning on the selected rows, loss on the completion only."""
@@ -208,7 +235,7 @@ class Train(Section):
     """Peak learning rate of AdamW."""
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the rows; ignored where match_steps is set."""
-    match_steps: str | None = None
+    match_steps: ArmName | None = None
     """`arm:NAME`: train for as many optimizer steps as that arm, so that compute is equal."""
     tokens_per_step: Positive = 8192
     """Tokens (prompts and completions) in one optimizer step, over all processes."""
@@ -216,13 +243,13 @@ class Train(Section):
     """Tokens in one forward pass of one process; a step accumulates several."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate after warm-up."""
-    warmup: Fraction = 0.05
+    warmup_ratio: Fraction = 0.05
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm; larger gradients are scaled down to it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -233,7 +260,8 @@ class Train(Section):
 
 
 class Eval(Decoding):
-    """Stage 6: sampling on the held-out problems."""
+    """Stage 6: sampling on the held-out problems. Takes nothing from `sample`: set `stop`,
+    `max_tokens` and `engine` here too."""
 
     n: Positive = 1
     """Samples per problem."""
@@ -284,6 +312,11 @@ class Arm(Section):
             raise ValueError("score: name at least one scorer, for instance [{use: answer}]")
         if not self.select:
             raise ValueError("select: name at least one selector, for instance [{use: correct}]")
+        if self.train and self.sample.use == "reference" and not self.train.include_reference:
+            raise ValueError(
+                "train.include_reference: false leaves nothing to train on where sample.use is "
+                "reference"
+            )
         return self
 
 
@@ -304,6 +337,13 @@ class Experiment(Arm):
     """Name of each arm, and the keys it replaces; null takes an arm out that `extends` brought."""
     compare: Compare = Compare()
 
+    _path: Path | None = PrivateAttr(None)
+
+    @property
+    def path(self) -> str:
+        """The file that this was read from, for messages."""
+        return str(self._path or "experiment")
+
     @property
     def folder(self) -> Path:
         return Path(self.runs) / self.name
@@ -321,153 +361,3 @@ def merge(below: Any, above: Any) -> Any:
             below = {k: v for k, v in below.items() if k != "args"}
         return {**below, **{k: merge(below.get(k), v) for k, v in above.items()}}
     return above
-
-
-def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Experiment:
-    """Reads, merges and checks an experiment file. Raises ConfigError.
-
-    overrides: dotted settings such as `train.lr=1e-4` or `arms.rft.sample.n=16`.
-    """
-    path = Path(path)
-    raw = _read(path, seen=())
-    for text in overrides:
-        dotted, sign, value = text.partition("=")
-        if not sign or not dotted:
-            raise ConfigError(f"{text!r} is not a setting: write it as train.lr=1e-4")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as fault:
-            raise ConfigError(f"command line: {text!r}: {value!r} is not YAML: {fault}") from None
-        keys = dotted.split(".")
-        if keys[0] == "arms" and len(keys) == 2 and parsed is None:
-            there = raw.get("arms") or Experiment.model_fields["arms"].get_default()
-            if keys[1] not in there:
-                raise ConfigError(
-                    f"command line: {text}: there is no arm {keys[1]!r}"
-                    f"{did_you_mean(keys[1], there)}"
-                )
-        for key in reversed(keys):
-            parsed = {key: parsed}
-        raw = merge(raw, _absolute(parsed, Path.cwd()))
-    if isinstance(raw.get("arms"), dict):
-        raw["arms"] = {name: arm for name, arm in raw["arms"].items() if arm is not None}
-    try:
-        experiment = Experiment.model_validate(raw)
-    except ValidationError as fault:
-        raise ConfigError(explain(fault, Experiment, path, overrides=overrides)) from None
-    for name in experiment.arms:
-        try:
-            experiment.arm(name)
-        except ValidationError as fault:
-            raise ConfigError(
-                explain(fault, Arm, path, prefix=f"arms.{name}.", overrides=overrides)
-            ) from None
-    _check_arms(experiment, path)
-    return experiment
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: extends goes round in a circle")
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")])
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"{path}: no such file{hint}") from None
-    except (OSError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"{path}: cannot be read: {fault}") from None
-    except yaml.YAMLError as fault:
-        raise ConfigError(f"{path}: not valid YAML: {fault}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: an experiment is a mapping with name, model, prompts, ...")
-    raw = _absolute(raw, path.parent.resolve())
-    parent = raw.pop("extends", None)
-    if parent is None:
-        return raw
-    if not isinstance(parent, str):
-        raise ConfigError(f"{path}: extends: name one file, for instance ./base.yaml")
-    merged: dict[str, Any] = merge(_read(path.parent / parent, (*seen, path.resolve())), raw)
-    return merged
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice: PyYAML keeps the last one and drops the rest."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        seen: set[str] = set()
-        for key in keys:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _absolute(value: Any, folder: Path) -> Any:
-    if isinstance(value, dict):
-        return {k: _absolute(v, folder) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_absolute(v, folder) for v in value]
-    if isinstance(value, str) and value.startswith(("./", "../", "~/")):
-        return os.path.normpath(folder / Path(value).expanduser())
-    return value
-
-
-def _check_arms(experiment: Experiment, path: Path) -> None:
-    name_parts = Path(experiment.name).parts
-    if not name_parts or ".." in name_parts or Path(experiment.name).is_absolute():
-        raise ConfigError(f"{path}: name: {experiment.name!r} is no folder under {experiment.runs}")
-    if len(set(experiment.seeds)) < len(experiment.seeds):
-        raise ConfigError(f"{path}: seeds: each seed once, not {experiment.seeds}")
-    names = list(experiment.arms)
-    if not names:
-        raise ConfigError(f"{path}: arms: name at least one arm")
-    if len(names) > 1 and experiment.compare.baseline not in names:
-        raise ConfigError(
-            f"{path}: compare.baseline: there is no arm {experiment.compare.baseline!r}"
-            f"{did_you_mean(experiment.compare.baseline, names)}; arms are {', '.join(names)}"
-        )
-    for name in names:
-        if not name.replace("_", "").replace("-", "").isalnum():
-            raise ConfigError(f"{path}: arms.{name}: use letters, digits, - and _ in arm names")
-        arm = experiment.arm(name)
-        for where, other in arm_references(arm):
-            if other not in names:
-                raise ConfigError(
-                    f"{path}: arms.{name}.{where}: there is no arm {other!r}"
-                    f"{did_you_mean(other, names)}"
-                )
-            if experiment.arm(other).train is None:
-                raise ConfigError(f"{path}: arms.{name}.{where}: arm {other!r} trains nothing")
-
-
-def arm_references(arm: Arm) -> list[tuple[str, str]]:
-    """(dotted path, arm name) for each `arm:NAME` in an arm."""
-    found = []
-    if arm.train is not None and arm.sample.use != "reference":
-        for policy in arm.sample.policies:
-            if policy.startswith("arm:"):
-                found.append(("sample.policy", policy[4:]))
-            elif policy != "base":
-                found.append(("sample.policy", policy))
-    for i, component in enumerate(arm.select if arm.train else []):
-        for key, value in component.args.items():
-            if isinstance(value, str) and value.startswith("arm:"):
-                found.append((f"select.{i}.args.{key}", value[4:]))
-    if arm.train and arm.train.match_steps:
-        found.append(("train.match_steps", arm.train.match_steps.removeprefix("arm:")))
-    return found
-
-
-def dump(experiment: Experiment) -> str:
-    """The resolved experiment as YAML that runs as it is."""
-    return yaml.safe_dump(
-        experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
-    )
-
-
-def config_digest(section: Section) -> str:
-    return digest(section.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""`rft doctor`: check the machine, and for each fault name the command that mends it.
+"""`rft doctor`: check the machine, and for each fault name the command that fixes it.
 
 A check is a function without arguments that returns a Check. One that raises counts as failed, with
 the reason, so that one broken library can't hide the other faults. torch is imported in another
@@ -178,7 +178,7 @@ def libraries() -> Check:
 def cpu() -> Check:
     if meanings := [FAST_FORMATS[flag] for flag in FAST_FORMATS if flag in cpu_flags()]:
         return Check("cpu", "ok", meanings[0])
-    fix = "use a GPU or a newer CPU, or set sample.use=transformers"
+    fix = "use a GPU or a newer CPU, or set sample.use=transformers eval.use=transformers"
     return Check("cpu", "warn", "no AVX2, which vLLM needs on a CPU", fix)
 
 
@@ -227,7 +227,7 @@ def compiler() -> Check:
     for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
         if name and (answer := ask(*shlex.split(name), "--version"))[0] == 0:
             return Check("compiler", "ok", answer[1].partition("\n")[0])
-    detail = "no C++ compiler; vLLM's torch.compile needs one (enforce_eager does not)"
+    detail = "no C++ compiler; `engine.compile: true` needs one"
     return Check("compiler", "warn", detail, "apt-get install -y g++")
 
 
@@ -238,12 +238,7 @@ def sandbox() -> Check:
     fix = "apt-get install -y bubblewrap"
     if status != 127:  # installed, but the kernel forbids user namespaces
         fix = "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0    (as root, on the host)"
-    return Check("sandbox", "warn", f"{text}; the code scorer runs nothing without it", fix)
-
-
-def chromium() -> Check:
-    status, text = ask("chromium", "--version")
-    return Check("chromium", "ok", text if status == 0 else "absent; only a test of ours uses it")
+    return Check("sandbox", "warn", f"{text}; needed only to run code that a model wrote", fix)
 
 
 def hub_cache() -> Check:
@@ -258,7 +253,7 @@ def hub_cache() -> Check:
 
 
 CHECKS: list[Callable[[], Check]] = [python, torch, vllm, torch_companions, libraries, cpu]
-CHECKS += [threads, memory, disk, compiler, sandbox, chromium, hub_cache]
+CHECKS += [threads, memory, disk, compiler, sandbox, hub_cache]
 
 
 def guarded(check: Callable[[], Check]) -> Check:

@@ -15,7 +15,7 @@ from typing import Any
 from rft import components, prompts
 from rft.chat import chat_digest
 from rft.config import Arm, Component, ConfigError, Decoding, Experiment
-from rft.rundir import StageDir, model_digest
+from rft.rundir import StageDir, file_digest, model_digest
 from rft.types import Prompt, digest
 
 
@@ -24,7 +24,7 @@ class Node:
     """One stage to run: its key's inputs, the stages it reads, and what its process is told."""
 
     kind: str
-    """prompts, sample, score, select, train or evaluate."""
+    """prompts, sample, score, select, train or eval."""
     label: str
     inputs: dict[str, Any]
     needs: tuple["Node", ...]
@@ -70,11 +70,14 @@ class Plan:
         self._made: dict[tuple[str, str, int], Node] = {}
         self._open: list[str] = []
         self._nodes: dict[str, Node] = {}
-        self.rows = [
-            ArmPlan(name, seed, self._links(name, seed))
-            for seed in experiment.seeds
-            for name in self.arms
-        ]
+        try:
+            self.rows = [
+                ArmPlan(name, seed, self._links(name, seed))
+                for seed in experiment.seeds
+                for name in self.arms
+            ]
+        except ConfigError as fault:
+            raise ConfigError(f"{experiment.path}: {fault}") from fault
 
     def nodes(self) -> Iterator[Node]:
         """Every node once, each after those it needs."""
@@ -106,10 +109,18 @@ class Plan:
             self._digests[key] = of(got.train if split == "train" else got.eval)
         return self._digests[key]
 
-    def _source(self, kind: str, use: str) -> str:
+    def _component(self, kind: str, component: Component, arm: Arm, split: str) -> dict[str, Any]:
+        """What of a component its stage depends on. One of the user's own may read all of a prompt
+        and any file that its arguments name, so these count too; modules that it imports don't."""
+        use = component.use
         if (kind, use) not in self._sources:
             self._sources[kind, use] = components.source_digest(kind, use)
-        return self._sources[kind, use]
+        inputs: dict[str, Any] = {"use": _portable(use), "source": self._sources[kind, use]}
+        if ":" in use:
+            inputs["prompts"] = self._digest(prompts.rows_digest, arm, split)
+            files = {k: v for k, v in component.args.items() if isinstance(v, str)}
+            inputs["files"] = {k: file_digest(Path(v)) for k, v in files.items() if _is_file(v)}
+        return inputs
 
     def _links(self, name: str, seed: int) -> dict[str, Node]:
         arm = self.arms[name]
@@ -120,9 +131,9 @@ class Plan:
                 links[f"3_score{suffix}"] = score
             links["4_select"] = self._guarded(self._select, name, seed)
             links["5_train"] = self._train(name, seed)
-        evaluate = self._evaluate(name, seed)
-        links["6_eval_sample"], links["6_eval_score"] = evaluate.needs
-        links["6_evaluate"] = evaluate
+        end = self._eval(name, seed)
+        links["6_eval_sample"], links["6_eval_score"] = end.needs
+        links["6_eval"] = end
         return links
 
     def _node(
@@ -144,6 +155,8 @@ class Plan:
     def _model(self, arm: Arm) -> dict[str, Any]:
         """What of the model is part of an id: its weights, and how text becomes tokens."""
         base, revision = arm.model.base, arm.model.revision
+        if Path(base).is_absolute() and not Path(base).is_dir():
+            raise ConfigError(f"model.base: no such folder: {base}")
         if (base, revision) not in self._models:
             self._models[base, revision] = model_digest(base, revision)
         weights = self._models[base, revision]
@@ -156,6 +169,11 @@ class Plan:
         self, name: str, split: str, use: str, decoding: Decoding, policy: Node | None, seed: int
     ) -> Node:
         arm, data = self.arms[name], self._prompts(name)
+        engine = (arm.eval if split == "eval" else arm.sample).engine
+        if use != "reference":
+            section = "eval" if split == "eval" else "sample"
+            components.find("samplers", use, self._where(name, section))
+        component = self._component("samplers", Component(use=use), arm, split)
         model = self._model(arm)
         settings = {k: v for k, v in decoding.model_dump().items() if k in Decoding.model_fields}
         if use == "reference":
@@ -165,22 +183,25 @@ class Plan:
         else:
             drawn = {k: v for k, v in settings.items() if k not in ("n", "logprobs")}
             drawn["policy"] = "base" if policy is None else policy.key
+            drawn["engine"] = {"dtype": engine.dtype, "extra": engine.extra}
             if decoding.temperature > 0:
                 drawn["seed"] = seed
+            if ":" in use:
+                drawn["source"] = component["source"]
         # The pool is what a candidate's id is made of, with its prompt and index.
-        pool = {"kind": "sample", "use": _portable(use), "model": model, "decoding": drawn}
+        pool = {"kind": "sample", "use": component["use"], "model": model, "decoding": drawn}
         inputs = {
             **pool,
             "n": settings["n"],
             "logprobs": settings["logprobs"],
             "questions": self._digest(prompts.questions_digest, arm, split),
             "max_len": arm.model.max_len,
-            "source": self._source("samplers", use),
+            "sampler": component,
         }
         late = split == "eval"
         return self._node(
             "sample",
-            f"{'evaluate' if late else 'sample'} ({name}, seed {seed})",
+            f"{'eval sample' if late else 'sample'} ({name}, seed {seed})",
             inputs,
             *(n for n in (data, policy) if n is not None),
             late=late,
@@ -188,7 +209,7 @@ class Plan:
             prompts=str(data.dir.path / split),
             model=arm.model.model_dump(mode="json"),
             chat=arm.chat.model_dump(mode="json"),
-            engine=(arm.eval if late else arm.sample).engine.model_dump(mode="json"),
+            engine=engine.model_dump(mode="json"),
             use=use,
             decoding=settings,
             adapter=str(policy.dir.path) if policy else None,
@@ -197,13 +218,12 @@ class Plan:
 
     def _score(self, name: str, split: str, sample: Node) -> Node:
         arm, data = self.arms[name], self._prompts(name)
-        for scorer in arm.score:
+        scorers = []
+        for i, scorer in enumerate(arm.score):
             # Bound now, so that a wrong argument is found before anything is sampled.
-            components.check_args("scorers", scorer)
-        scorers = [
-            {"use": _portable(s.use), "args": s.args, "source": self._source("scorers", s.use)}
-            for s in arm.score
-        ]
+            components.bind("scorers", scorer, self._where(name, f"score.{i}"))
+            what = self._component("scorers", scorer, arm, split)
+            scorers.append({**what, "args": scorer.args})
         inputs = {
             "kind": "score",
             "candidates": sample.key,
@@ -212,7 +232,7 @@ class Plan:
         }
         return self._node(
             "score",
-            f"score {sample.label.removeprefix('sample ')}",
+            sample.label.replace("sample", "score", 1),
             inputs,
             data,
             sample,
@@ -227,7 +247,14 @@ class Plan:
         arm = self.arms[name]
         assert arm.train is not None
         found: dict[str, Node] = {}
-        if arm.train.include_reference or arm.sample.use == "reference":
+        solved = any(p.solution is not None for p in self.prompt_set(arm).train)
+        if arm.sample.use == "reference" and not solved:
+            raise ConfigError(
+                f"{self._where(name, 'sample.use')}: reference needs worked solutions, and the "
+                f"training data has none: leave this arm out (arms.{name}=null, and another "
+                "compare.baseline), or map their column with prompts.args.solution"
+            )
+        if solved and arm.train.include_reference:
             once = Decoding(n=1)
             found["_reference"] = self._sample(name, "train", "reference", once, None, seed)
         if arm.sample.use != "reference":
@@ -241,20 +268,22 @@ class Plan:
         arm, data = self.arms[name], self._prompts(name)
         pools = list(self._pools(name, seed).values())
         specs, slices, needs = [], [], [data]
-        for component in arm.select:
+        for i, component in enumerate(arm.select):
+            where = self._where(name, f"select.{i}")
             args, counts, keyed = dict(component.args), {}, dict(component.args)
             for key, value in component.args.items():
                 if isinstance(value, str) and value.startswith("arm:"):
                     other = self._guarded(self._select, value.removeprefix("arm:"), seed)
                     counts[key], keyed[key] = str(other.dir.path), other.key
                     needs.append(other)
-            if "seed" in components.parameters("selectors", component.use) and "seed" not in args:
+            known = components.parameters("selectors", component.use, where)
+            if "seed" in known and "seed" not in args:
                 args["seed"] = keyed["seed"] = seed
             # Bound now, so that a wrong argument is found before anything is sampled.
-            components.check_args("selectors", Component(use=component.use, args=args))
+            components.bind("selectors", Component(use=component.use, args=args), where)
             specs.append({"use": component.use, "args": args, "counts": counts})
-            source = self._source("selectors", component.use)
-            slices.append({"use": _portable(component.use), "args": keyed, "source": source})
+            what = self._component("selectors", component, arm, "train")
+            slices.append({**what, "args": keyed})
         inputs = {"kind": "select", "pools": [score.key for _, score in pools], "select": slices}
         return self._node(
             "select",
@@ -288,6 +317,12 @@ class Plan:
         if arm.train.match_steps:
             match = self._train(arm.train.match_steps.removeprefix("arm:"), seed)
             settings["match_steps"] = match.key
+            settings.pop("epochs")
+        if arm.train.launch and not Path(arm.train.launch).is_file():
+            raise ConfigError(
+                f"{self._where(name, 'train.launch')}: no such file: {arm.train.launch} (beside the "
+                "YAML: ./file.yaml)"
+            )
         inputs = {
             "kind": "train",
             "rows": select.key,
@@ -307,21 +342,26 @@ class Plan:
             match=str(match.dir.path) if match else None,
         )
 
-    def _evaluate(self, name: str, seed: int) -> Node:
+    def _eval(self, name: str, seed: int) -> Node:
         arm = self.arms[name]
         policy = None if arm.train is None else self._train(name, seed)
         sample = self._sample(name, "eval", arm.eval.use, arm.eval, policy, seed)
         score = self._score(name, "eval", sample)
         return self._node(
-            "evaluate",
-            f"evaluate ({name}, seed {seed})",
-            {"kind": "evaluate", "scores": score.key},
+            "eval",
+            f"eval ({name}, seed {seed})",
+            {"kind": "eval", "scores": score.key},
             sample,
             score,
             late=True,
             sample=str(sample.dir.path),
             score=str(score.dir.path),
         )
+
+    def _where(self, name: str, setting: str) -> str:
+        """A setting's dotted path: in the arm if that replaces it, else in the body."""
+        top = setting.split(".")[0]
+        return f"arms.{name}.{setting}" if top in self.experiment.arms[name] else setting
 
     def _guarded(self, make: Any, name: str, seed: int) -> Node:
         """Makes an arm's node once, and refuses to go round in a circle of references."""
@@ -339,6 +379,10 @@ class Plan:
             self._open.pop()
         self._made[known] = node
         return node
+
+
+def _is_file(text: str) -> bool:
+    return text.startswith("/") and Path(text).is_file()
 
 
 def _portable(use: str) -> str:

@@ -18,8 +18,8 @@ MIXED = {"fp32": "no", "bf16": "bf16"}
 """`train.precision.compute` in the words of accelerate's `mixed_precision`."""
 
 
-def check_formats(precision: Precision, launched: str | None) -> None:
-    """Refuses combinations that would not do what they say. Raises RftError.
+def check_launched(precision: Precision, launched: str | None) -> None:
+    """Refuses a launch config that asks for another format than the experiment. Raises RftError.
 
     launched: `mixed_precision` of the launch config (accelerate's ACCELERATE_MIXED_PRECISION).
     Accelerate fills in "no" where a launch config is silent, so "no" asks for nothing.
@@ -30,11 +30,6 @@ def check_formats(precision: Precision, launched: str | None) -> None:
             f"train.launch: this launch config has mixed_precision: {launched}, but "
             f"train.precision.compute is {precision.compute}. Set the launch config's "
             f"mixed_precision to 'no' (the experiment decides), or change train.precision.compute."
-        )
-    if precision.compute == "fp32" and precision.base != "fp32":
-        raise RftError(
-            f"train.precision: compute fp32 over a base stored in {precision.base} would compute "
-            f"in {precision.base}. Set train.precision.base to fp32, or compute to bf16."
         )
 
 

@@ -24,7 +24,9 @@ INTERRUPTED = 130
 def die_with_parent() -> None:
     """Asks Linux to kill this process when its parent ends (prctl PR_SET_PDEATHSIG = 1)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() == 1 and os.environ.get("RFT_TERMINAL"):
+    parent = os.environ.get("RFT_PARENT")
+    # In a container the runner itself may be process 1, where orphans go.
+    if os.getppid() == 1 and parent not in (None, "1"):
         os._exit(1)  # the parent was gone before we asked
 
 

@@ -45,10 +45,16 @@ def jsonl(
     kind: str = "kind",
     answer_after: str | None = None,
 ) -> Splits:
-    """Two JSON Lines files. question, answer, solution, kind: names of the columns.
+    """Two JSON Lines files: one problem a line, as a JSON object. Only `question` must be there.
 
-    answer_after: where a column holds a worked solution that ends in, say, `#### 18`, the gold
-    answer is what follows the last such marker (GSM8K: answer=answer, solution=answer).
+    train: path of the file to sample and train on.
+    eval: path of the file with the held-out problems, each with a gold answer.
+    question: name of the column with the problem's text.
+    answer: name of the column with the gold answer, text or number.
+    solution: name of the column with the worked solution, which the arm `sft` trains on.
+    kind: name of the column with a label to group problems by, for instance a topic.
+    answer_after: where the answer's column holds a worked solution that ends in, say, `#### 18`:
+    the gold answer is what follows the last such marker (GSM8K: `####`).
     """
     names = {"question": question, "answer": answer, "solution": solution, "kind": kind}
     return {
@@ -68,7 +74,21 @@ def hf(
     kind: str = "kind",
     answer_after: str | None = None,
 ) -> Splits:
-    """A data set of the Hugging Face hub, or in a folder (`datasets.load_dataset`)."""
+    """A data set of the Hugging Face hub, or in a folder (`datasets.load_dataset`).
+
+    The splits keep their own names, which `prompts.train` and `prompts.eval` choose from. GSM8K:
+    `{path: openai/gsm8k, name: main, answer_after: "####", solution: answer}`.
+
+    path: name on the hub, or a folder.
+    name: configuration of the data set, where it has several.
+    revision: hub revision; pin it to make runs repeatable.
+    question: name of the column with the problem's text.
+    answer: name of the column with the gold answer, text or number.
+    solution: name of the column with the worked solution, which the arm `sft` trains on.
+    kind: name of the column with a label to group problems by, for instance a topic.
+    answer_after: where the answer's column holds a worked solution that ends in, say, `#### 18`:
+    the gold answer is what follows the last such marker.
+    """
     import datasets
 
     names = {"question": question, "answer": answer, "solution": solution, "kind": kind}
@@ -92,7 +112,9 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise RftError(f"{path}: no such data file: check prompts.args") from None
+        raise RftError(
+            f"{path}: no such data file: check prompts.args (a path beside the YAML begins with ./)"
+        ) from None
     except (OSError, UnicodeDecodeError) as fault:
         raise RftError(f"{path}: cannot be read: {fault}") from None
     # Not splitlines(): JSON strings may hold U+2028 and other characters that it splits at.
@@ -144,10 +166,11 @@ def normalised(question: str) -> str:
 def load(config: Prompts) -> PromptSet:
     """Loads, checks and gates both splits. Raises RftError naming file, line and fix."""
     splits = _call(config)
-    for split in (config.train, config.eval):
+    for setting, split in (("train", config.train), ("eval", config.eval)):
         if split not in splits:
             raise RftError(
-                f"prompts: there is no split {split!r}; {config.use} gives {', '.join(splits)}"
+                f"prompts.{setting}: the data set has no split {split!r}; it has "
+                f"{', '.join(splits)}: set prompts.{setting} to one of them"
             )
     raw_train, raw_eval = splits[config.train], splits[config.eval]
     dropped: Counter[str] = Counter()
@@ -181,7 +204,7 @@ def load(config: Prompts) -> PromptSet:
 
 
 def _call(config: Prompts) -> Splits:
-    loader = components.make("prompts", config)
+    loader = components.make("prompts", config, "prompts")
     try:
         splits = loader()
     except RftError:
@@ -210,7 +233,7 @@ def _checked(raw: list[dict[str, Any]], split: str, dropped: Counter[str]) -> li
         where = row.get("where") or where
         question = row.get("question")
         if not isinstance(question, str) or not question.strip():
-            raise RftError(f"{where}: the question is empty or not text: mend or remove the row")
+            raise RftError(f"{where}: the question is empty or not text: fix or remove the row")
         _text(question, where, "question")
         prompt = Prompt(
             id=digest(question),

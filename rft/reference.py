@@ -1,17 +1,29 @@
-"""The settings as files for people and editors, made from the docstrings in rft/config.py.
+"""The settings as files for people and editors, made from docstrings: those in rft/config.py, and
+those of the built-in components.
 
 `scripts/make_reference.py` writes docs/configuration.md and configs/schema.json with this; nothing
 that runs an experiment imports it.
 """
 
+import inspect
 import json
+import re
+import sys
 import typing
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 
+from rft import components
 from rft.config import Arm, Component, Experiment, Section
 from rft.faults import model_in
+
+KINDS = {
+    "prompts": "prompt loaders",
+    "samplers": "samplers",
+    "scorers": "scorers",
+    "selectors": "selectors",
+}
 
 
 def schema() -> str:
@@ -34,16 +46,18 @@ def schema() -> str:
 
 
 def reference() -> str:
-    """docs/configuration.md, from the models."""
+    """docs/configuration.md, from the models and the built-in components."""
     out = [
         "# Configuration",
         "",
-        "<!-- Made from rft/config.py by scripts/make_reference.py: edit the docstrings there. -->",
+        "<!-- Made by scripts/make_reference.py from the docstrings in rft/config.py and of the",
+        "built-in components: edit them there. -->",
         "",
         "An experiment is one YAML file. Override any setting on the command line by its dotted",
         "path: `rft run configs/quickstart.yaml train.lr=1e-4 arms.rft.sample.n=32`. A file can",
         "start from another with `extends: ./other.yaml`. Strings that begin with `./` or `../`",
-        "are paths relative to the file they stand in.",
+        "are paths relative to the file they stand in, and on the command line relative to the",
+        "current folder. `~/` is your home folder.",
         "",
     ]
 
@@ -70,7 +84,51 @@ def reference() -> str:
 
     section(Experiment, "")
     section(Component, "component (scorers, selectors)")
+    for kind in KINDS:
+        out.extend(_built_in(kind))
     return "\n".join(out).rstrip() + "\n"
+
+
+def _built_in(kind: str) -> list[str]:
+    """A section on the built-in components of a kind, with the arguments that `args:` may name."""
+    out = [f"## Built-in {KINDS[kind]}", ""]
+    names = ["hf", "jsonl"] if kind == "prompts" else components.builtin_names(kind)
+    for name in names:
+        out.extend([f"### `{name}`", ""])
+        found = components.find(kind, name)
+        if kind == "samplers":
+            # They take no arguments of their own, and what they are is said at the file's top.
+            about = inspect.getdoc(sys.modules[found.__module__]) or ""
+            out.extend([" ".join(about.split("\n\n")[0].split()), ""])
+            continue
+        parameters = list(inspect.signature(found, eval_str=True).parameters.values())
+        own = {p.name: p for p in parameters[components.given(kind, found) :]}
+        prose, meanings = _docstring(inspect.getdoc(found) or "", list(own))
+        for paragraph in prose:
+            out.extend([paragraph, ""])
+        if own:
+            out.extend(["| argument | type | default | meaning |", "|---|---|---|---|"])
+        for key, p in own.items():
+            default = "(needed)" if p.default is p.empty else f"`{_plain(p.default)}`"
+            kind_of = _type_name(p.annotation)
+            out.append(f"| `{key}` | {kind_of} | {default} | {meanings.get(key, '')} |")
+        out.extend([""] if own else [])
+    return out
+
+
+def _docstring(text: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Paragraphs, and what is said of each argument from a line `name: ...` up to the next or a
+    blank line."""
+    prose: list[str] = []
+    meanings: dict[str, str] = {}
+    for paragraph in text.split("\n\n"):
+        names = "|".join(arguments) or "$"
+        before, *told = re.split(rf"^({names}): ", paragraph, flags=re.MULTILINE)
+        prose.extend([" ".join(before.split())] if before.strip() else [])
+        for name, said in zip(told[::2], told[1::2], strict=True):
+            said = " ".join(said.split()).replace("|", "\\|")
+            meanings[name] = said[:1].upper() + said[1:]
+    return prose, meanings
 
 
 def _anchor(path: str) -> str:

@@ -8,7 +8,6 @@ were finished and nothing else. A part that cannot be read (a torn disk) is set 
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import os
 import time
 import types
@@ -106,6 +105,13 @@ def write_part(folder: Path, rows: Iterable[Any], row_type: type) -> Path | None
     return path
 
 
+def replace_parts(folder: Path, rows: Iterable[Any], row_type: type) -> None:
+    """Writes rows as the folder's only part, for stages whose rows are made together."""
+    for path in parts(folder):
+        path.unlink()
+    write_part(folder, rows, row_type)
+
+
 def parts(folder: Path) -> list[Path]:
     """The folder's readable parts in order; unreadable ones are renamed to `.torn`."""
     good = []
@@ -180,20 +186,6 @@ def ids(folder: Path) -> set[str]:
             table = pq.read_table(path, columns=[first], page_checksum_verification=True)
         found.update(table.column(0).to_pylist())
     return found
-
-
-def content_digest(folder: Path) -> str:
-    """128 bits over the rows of a folder, whatever their order or their spread over parts."""
-    total = 0
-    seen: set[str] = set()
-    for path in parts(folder):
-        for row in pq.read_table(path).to_pylist():
-            first = next(iter(row.values()))
-            if first not in seen:
-                seen.add(first)
-                one = hashlib.sha256(repr(sorted(row.items())).encode()).digest()[:16]
-                total = (total + int.from_bytes(one, "big")) % (1 << 128)
-    return f"{total:032x}"
 
 
 class Writer:

@@ -40,13 +40,13 @@ class StageDir:
         return _json(self.path / "manifest.json")
 
     def begin(self, kind: str, inputs: dict[str, Any]) -> None:
-        """Makes the folder. Idempotent, so a resumed stage calls it again."""
+        """Writes what the key was made of. Idempotent, so a resumed stage calls it again."""
         if self.inputs() is None:
             record = {"kind": kind, "key": digest(inputs), "inputs": inputs}
             rows.write_bytes(self.path / "stage.json", to_json(record))
 
-    def commit(self, started: float, **record: Any) -> None:
-        """Writes the manifest. started: time.time() of when this attempt began."""
+    def commit(self, seconds: float, **record: Any) -> None:
+        """Writes the manifest. seconds: what this attempt took; earlier ones are not counted."""
         files = {
             str(p.relative_to(self.path)): p.stat().st_size
             for p in sorted(self.path.rglob("*"))
@@ -55,11 +55,10 @@ class StageDir:
             and p.suffix != ".torn"
             and p != self.path / "manifest.json"
         }
-        previous = _json(self.path / ".seconds") or 0.0
         manifest = {
             **record,
             "files": files,
-            "seconds": round(time.time() - started + float(previous), 3),
+            "seconds": round(seconds, 3),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "rft": rft.__version__,
         }
@@ -172,7 +171,16 @@ def model_digest(base: str, revision: str | None) -> str:
         return digest("hub", base, revision)
     seen: list[list[Any]] = []
     for path in sorted(folder.iterdir()):
-        if path.suffix not in {".json", ".safetensors", ".jinja", ".model", ".bin", ".txt"}:
+        if path.suffix not in {
+            ".json",
+            ".safetensors",
+            ".jinja",
+            ".model",
+            ".bin",
+            ".txt",
+            ".gguf",
+            ".py",
+        }:
             continue
         size = path.stat().st_size
         if size <= 8 << 20:

@@ -12,15 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import rft
 from rft import process, rows, rundir
-from rft.config import Experiment, config_digest, dump
+from rft.config import Experiment
+from rft.loader import dump
 from rft.plan import Node, Plan
 from rft.types import Prompt, RftError, digest
 
 STOP_S = 60
 """Seconds that an interrupted stage has to write what it holds."""
 
-KINDS = ("prompts", "sample", "score", "select", "train", "evaluate")
+KINDS = ("prompts", "sample", "score", "select", "train", "eval")
 """In order of urgency: what is ready and comes first here runs first."""
 
 
@@ -55,7 +57,7 @@ def run(experiment: Experiment, until: str | None = None, update: bool = False) 
 def _needed(nodes: list[Node], until: str | None) -> list[Node]:
     if until is None:
         return nodes
-    ends = [n for n in nodes if n.kind == until and (not n.late or until == "evaluate")]
+    ends = [n for n in nodes if n.kind == until and (not n.late or until == "eval")]
     kept: dict[str, Node] = {}
 
     def keep(node: Node) -> None:
@@ -78,8 +80,16 @@ def _refuse_changes(plan: Plan, update: bool) -> None:
     """Names what differs from the config that this folder was begun with."""
     told: list[str] = []
     for row in plan.rows:
+        home = plan.folder / row.arm / f"seed{row.seed}"
+        had = {p.name for p in home.glob("*") if p.is_symlink()}
+        if had and had != row.links.keys():
+            gone, new = sorted(had - row.links.keys()), sorted(row.links.keys() - had)
+            told.append(
+                f"  {row.arm}, seed {row.seed}: stages {', '.join(gone) or 'none'} -> "
+                f"{', '.join(new) or 'none'}"
+            )
         for name, node in row.links.items():
-            place = plan.folder / row.arm / f"seed{row.seed}" / name
+            place = home / name
             old = rundir.StageDir(place).inputs() if place.is_symlink() else None
             if old is None or old["key"] == node.key:
                 continue
@@ -112,15 +122,6 @@ def _lay_out(plan: Plan) -> None:
             (home / name).unlink()
         for name, node in row.links.items():
             rundir.link(home / name, node.dir.path)
-        one = experiment.model_copy(
-            update={
-                **{
-                    k: getattr(plan.arms[row.arm], k) for k in type(plan.arms[row.arm]).model_fields
-                },
-                "seeds": [row.seed],
-            }
-        )
-        rows.write_bytes(home / "config.yaml", dump(one).encode())
 
 
 def _next_batch(nodes: list[Node]) -> list[Node]:
@@ -195,13 +196,13 @@ def _say_done(node: Node, manifest: dict[str, Any]) -> None:
 
 
 def _write_prompts(node: Node) -> None:
-    started = time.time()
+    started = time.monotonic()
     got = node.job["set"]
     for split, prompts in (("train", got.train), ("eval", got.eval)):
         if not rows.parts(node.dir.path / split):
             rows.write_part(node.dir.path / split, prompts, Prompt)
     node.dir.commit(
-        started,
+        time.monotonic() - started,
         rows=len(got.train),
         held_out=len(got.eval),
         with_answer=sum(p.answer is not None for p in got.train),
@@ -232,7 +233,12 @@ def _spawn(
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 pass_fds=(terminal, lock),
-                env={**os.environ, **_environment(), "RFT_TERMINAL": str(terminal)},
+                env={
+                    **os.environ,
+                    **_environment(),
+                    "RFT_TERMINAL": str(terminal),
+                    "RFT_PARENT": str(os.getpid()),
+                },
             )
             _wait(child)
     finally:
@@ -268,11 +274,10 @@ def _wait(child: subprocess.Popen[bytes]) -> None:
 
 
 def _accelerate(launch: str | None) -> list[str]:
-    command = [sys.executable, "-m", "rft.training.launch"]
-    if launch:
-        return [*command, "--config_file", launch, "-m"]
-    one = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    return [*command, *one.split(), "-m"]
+    # Always a file: without one accelerate takes what `accelerate config` once left in the user's
+    # home, and with it plugins (DeepSpeed, FSDP) that the experiment doesn't know of.
+    file = launch or str(Path(rft.__file__).parent / "training" / "one_process.yaml")
+    return [sys.executable, "-m", "rft.training.launch", "--config_file", file, "-m"]
 
 
 def _environment() -> dict[str, str]:
@@ -290,6 +295,8 @@ def _environment() -> dict[str, str]:
 
 def report(experiment: Experiment) -> None:
     """Compares the arms of a finished run and writes its report. Raises RftError."""
+    if not (experiment.folder / "stages").is_dir():
+        raise RftError(f"{experiment.folder}: no such run: start it with `rft run`")
     with rundir.lock(experiment.folder) as handle:
         plan = Plan(experiment)
         missing = [node.label for node in plan.nodes() if not node.done]
@@ -313,20 +320,20 @@ def _report(plan: Plan, lock: int) -> None:
                 "arm": row.arm,
                 "seed": row.seed,
                 "prompts": link["1_prompts"],
+                "pool": samples[0].removeprefix("2_sample_") if len(samples) > 1 else None,
                 "sample": link[samples[0]] if samples else None,
                 "score": link[scores[0]] if scores else None,
                 "select": link.get("4_select"),
                 "train": link.get("5_train"),
                 "eval_sample": link["6_eval_sample"],
                 "eval_score": link["6_eval_score"],
-                "eval": link["6_evaluate"],
+                "eval": link["6_eval"],
             }
         )
     job = {
         "folder": str(plan.folder / "report"),
         "name": experiment.name,
         "config": experiment.model_dump(mode="json"),
-        "digest": config_digest(experiment),
         "level": experiment.compare.level,
         "resamples": experiment.compare.resamples,
         "baseline": experiment.compare.baseline,

@@ -33,15 +33,15 @@ class Verdict(StrEnum):
     CORRECT = "correct"
     WRONG = "wrong"
     UNKNOWN = "unknown"
-    """The scorer could not tell; `Score.reason` says why (timeout, unparsed, error, truncated,
-    no_gold). Unknown never counts as correct, and is reported apart from wrong."""
+    """The scorer could not tell; `Score.reason` says why (timeout, crashed, unparsed, error,
+    truncated, no_gold, percent). Unknown never counts as correct, and is reported apart from wrong."""
 
 
 class Finish(StrEnum):
     """Why a candidate's text ends where it ends."""
 
     STOP = "stop"
-    """The model ended it: by its end token or by a stop string."""
+    """The model ended it: by its EOS token or by a stop string."""
     LENGTH = "length"
     """The token budget ended it. Truncated candidates are never correct."""
     REFERENCE = "reference"
@@ -91,7 +91,7 @@ class Candidate:
     """Decoded completion without special tokens: what scorers read."""
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    """The sampled ids, with the end token where the model produced one: what the trainer uses."""
+    """The sampled ids, with the EOS token where the model produced one: what the trainer uses."""
     finish: Finish
     logprob: float | None = None
     """Sum of the sampled tokens' log-probabilities (nats); None for references."""
@@ -122,6 +122,16 @@ class Scored:
     @property
     def is_reference(self) -> bool:
         return self.candidate.finish is Finish.REFERENCE
+
+    @property
+    def fault(self) -> str | None:
+        """Why the scorers don't call it correct; None if they do, and for a worked solution of a
+        problem without a gold answer."""
+        if self.score.verdict is Verdict.CORRECT:
+            return None
+        if self.is_reference and self.score.reason == "no_gold":
+            return None
+        return self.score.reason or str(self.score.verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +220,7 @@ class TrainRow:
     prompt_id: str
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    """Completion with its end token; the loss is over these."""
+    """Completion with its EOS token; the loss is over these."""
     is_reference: bool
 
 

@@ -208,7 +208,7 @@ def main() -> int:
             print(f"requirements/{kind}.lock: {fault}", file=sys.stderr)
         failed = failed or bool(found)
     if failed:
-        print("To mend this: make lock", file=sys.stderr)
+        print("To fix this: make lock", file=sys.stderr)
     return int(failed)
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md and configs/schema.json from rft/config.py; --check compares only."""
+"""Writes docs/configuration.md and configs/schema.json from docstrings; --check compares only."""
 
 import sys
 from pathlib import Path

@@ -41,7 +41,8 @@ if ! venv_works || [ "$(cut -d' ' -f1 "$stamp" 2>/dev/null || echo "$kind")" != 
     say "making .venv with $("$python" -V)"
     "$python" -m venv --clear .venv
 fi
-rm -f "$stamp"
+# An install that breaks off must still say of which kind the half-filled .venv is.
+echo "$kind installing" > "$stamp"
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 # -qq: errors only. An old pip works for what follows, so it is no fault if no newer one can be had.

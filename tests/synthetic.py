@@ -6,7 +6,6 @@ texts are hostile: they hold markup, scripts and control characters, as model te
 
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def build(
             odds = {i: min(1.0, level * 2 * h) for i, h in hardness.items()}
             drawn = _pool(root, f"eval-{arm}-{seed}", rng, held, eval_n, odds)
             entry |= {"eval_sample": str(drawn[0]), "eval_score": str(drawn[1])}
-            entry["eval"] = str(_evaluate(root, f"{arm}-{seed}", drawn))
+            entry["eval"] = str(_eval(root, f"{arm}-{seed}", drawn))
             entries.append(entry)
     return {
         "folder": str(root / "report"),
@@ -168,8 +167,8 @@ def _train(root: Path, name: str, rng: random.Random) -> Path:
     return folder
 
 
-def _evaluate(root: Path, name: str, drawn: tuple[Path, Path]) -> Path:
-    folder = root / "stages" / f"evaluate-{name}"
+def _eval(root: Path, name: str, drawn: tuple[Path, Path]) -> Path:
+    folder = root / "stages" / f"eval-{name}"
     told = {r.id: r for r in rows.read(drawn[1], ScoreRow)}
     groups: dict[str, list[Candidate]] = {}
     for candidate in rows.read(drawn[0], Candidate):
@@ -201,6 +200,6 @@ def _funnel(came: int, left: int, dropped: dict[str, int]) -> dict[str, Any]:
 
 
 def _commit(folder: Path, seconds: float, **record: Any) -> None:
-    StageDir(folder).commit(time.time(), **record)
+    StageDir(folder).commit(0.0, **record)
     manifest = StageDir(folder).manifest() or {}
     rows.write_bytes(folder / "manifest.json", to_json({**manifest, "seconds": seconds}))

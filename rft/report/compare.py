@@ -17,8 +17,9 @@ METHODS = {
     "accuracy": "mean over problems of the share of samples that are correct; unknown and "
     "truncated answers count as not correct",
     "interval": "percentile bootstrap over problems; Wilson's interval where each problem counts "
-    "as 0 or 1; `no variation`, where all problems have one other value: how far the mean could move "
-    "by a share of other problems so small that none was seen",
+    "as 0 or 1; `no variation` where every problem has the same value, other than 0 or 1: the mean may "
+    "be off by as much as a group of different problems could move it, if that group is too small to "
+    "have appeared in this sample",
     "difference": "arm minus baseline, paired by problem, with a percentile bootstrap over problems",
     "p": "two-sided sign-flip permutation test on per-problem differences; with one sample a "
     "problem it equals the exact McNemar test; not adjusted for the number of comparisons",

@@ -29,6 +29,8 @@ class ArmRun:
     """In the order of prompt ids, which is the same for all arms."""
     losses: tuple[tuple[int, float], ...]
     """(optimizer step, training loss)."""
+    pool: str | None = None
+    """Of several policies that were sampled, the one whose samples are shown."""
 
     @property
     def correct_P(self) -> NDArray[np.int64]:
@@ -76,7 +78,15 @@ def _arm(entry: dict[str, Any]) -> ArmRun:
             f"{folders['eval']}: no evaluated problem of arm {entry['arm']}: `rft run` evaluates it"
         )
     losses = _losses(folders["train"] / "metrics.jsonl") if "train" in folders else ()
-    return ArmRun(entry["arm"], entry["seed"], folders, manifests, tuple(problems), losses)
+    return ArmRun(
+        entry["arm"],
+        entry["seed"],
+        folders,
+        manifests,
+        tuple(problems),
+        losses,
+        entry.get("pool"),
+    )
 
 
 def _losses(path: Path) -> tuple[tuple[int, float], ...]:

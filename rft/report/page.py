@@ -203,6 +203,8 @@ def _funnel(run: ArmRun) -> dict[str, Any]:
         told = run.manifests.get(stage, {}).get("funnel")
         if not told:
             continue
+        if run.pool and stage in ("sample", "score"):
+            title += f" (of the policy {run.pool} alone)"
         parts = [("dropped", reason, count) for reason, count in told["dropped"].items()]
         if stage == "score":
             verdicts = run.manifests[stage].get("verdicts", {})
@@ -244,7 +246,9 @@ def _yields(sampled: list[ArmRun], colours: dict[str, int]) -> list[dict[str, An
         n = max(drawn.values(), default=0)
         values = [correct[i] for i in drawn]
         solved = sum(v > 0 for v in values)
-        title = f"Correct samples per problem, of {n} ({', '.join(arms)})"
+        pool = by_arm[arms[0]].pool
+        by = f", policy {pool} alone" if pool else ""
+        title = f"Correct samples per problem, of {n} ({', '.join(arms)}{by})"
         say = f"{solved:,} of {len(values):,} problems have at least one correct sample."
         if values:
             out.append(_bars(title, say, values, n, "correct samples", colours[arms[0]]))

@@ -13,7 +13,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def points(value: float) -> str:
-    """A signed difference of fractions in percentage points; nought has no sign."""
+    """A signed difference of fractions in percentage points; zero has no sign."""
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 
@@ -49,6 +49,17 @@ def sentence(comparison: dict[str, Any], arm: str, other: str) -> str:
         f"{percent(abs(pair['difference']))} points ({level} interval "
         f"{between(*ends, percent)}, {p_value(pair['p'])}) {where}."
     )
+
+
+def by_seed(comparison: dict[str, Any]) -> list[str]:
+    """The headline difference seed by seed, a line each; none where there is one seed."""
+    arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
+    return [
+        f"seed {c['seed']}: {arm} minus {baseline} {points(c['difference'])} points "
+        f"({between(c['low'], c['high'])}, {p_value(c['p'])})"
+        for c in comparison["comparisons"]
+        if (c["arm"], c["baseline"]) == (arm, baseline) and c["seed"] is not None
+    ]
 
 
 def answer(comparison: dict[str, Any]) -> str:
@@ -150,6 +161,7 @@ def markdown(comparison: dict[str, Any]) -> str:
     headings, table = _cells(comparison)
     lines += ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
     lines += ["| " + " | ".join(cells) + " |" for cells in table]
+    lines += [*[f"- {line}" for line in by_seed(comparison)], ""]
     arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
     controls = [c for c in comparison["pooled"] if c not in (arm, baseline)]
     if arm and baseline and controls:
@@ -190,4 +202,6 @@ def terminal(comparison: dict[str, Any]) -> str:
     console.print(grid)
     console.print()
     console.print(Text(comparison["answer"], style="bold"))
+    for line in by_seed(comparison):
+        console.print(Text(f"  {line}"))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

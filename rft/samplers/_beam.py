@@ -2,9 +2,9 @@
 
 The rules are those of transformers' `generate(num_beams=width)` with its defaults (length_penalty
 1, early_stopping False): a finished beam scores its summed log-probability over its generated
-length, end token included; only the best `width` continuations of a step may finish; the search
+length, EOS token included; only the best `width` continuations of a step may finish; the search
 ends when the best running beam, at its present length, scores no better than the worst of `width`
-finished ones. vLLM's own `LLM.beam_search` counts the prompt into that length, knows one end token
+finished ones. vLLM's own `LLM.beam_search` counts the prompt into that length, knows one EOS token
 and no stop strings, and always runs to max_tokens, so it isn't used.
 """
 

@@ -1,7 +1,13 @@
 """What the samplers that run a model agree on, so that they give the same row for the same tokens."""
 
 from rft.chat import Renderer
-from rft.types import Candidate, Finish, Request, RftError
+from rft.types import Candidate, Finish, Request, RftError, Setup
+
+
+def check_adapter(request: Request, setup: Setup) -> None:
+    """Raises RftError for an adapter that the sampler was not set up with."""
+    if request.adapter is not None and request.adapter not in setup.adapters:
+        raise RftError(f"adapter {request.adapter}: not among those the sampler was set up for")
 
 
 def budget(request: Request, max_len: int) -> int:

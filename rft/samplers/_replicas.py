@@ -16,13 +16,14 @@ from typing import Any
 
 from rft.config import Chat
 from rft.process import die_with_parent
-from rft.samplers._common import budget
+from rft.samplers._common import budget, check_adapter
 from rft.types import Candidate, Request, RftError, Setup
 
 
 class Replicas:
     def __init__(self, setup: Setup):
         self._setup, self._n = setup, setup.engine.data_parallel
+        devices = _devices(self._n, setup.engine.tensor_parallel)
         # An engine holds twice its sequences; the rest waits beside it, so it never runs dry.
         self._room = 3 * (setup.engine.max_num_seqs or 256)
         spawn = multiprocessing.get_context("spawn")
@@ -32,12 +33,11 @@ class Replicas:
             setup,
             prompts={},
             renderer=None,  # type: ignore[arg-type]
-            engine=setup.engine.model_copy(update={"data_parallel": 1}),
         )
         self._processes = [
             spawn.Process(
                 target=_serve,
-                args=(i, self._n, one, setup.renderer.chat, self._in[i], self._out),
+                args=(i, devices[i], one, setup.renderer.chat, self._in[i], self._out),
                 # Daemons may have no children, which tensor parallelism needs.
                 daemon=setup.engine.tensor_parallel == 1,
             )
@@ -57,17 +57,20 @@ class Replicas:
         """As `VllmSampler.sample`; up to three times max_num_seqs requests a copy are pulled."""
         busy = [0] * self._n
         last, prompt = 0, None
+        room = self._room
         try:
             while True:
-                while min(busy) < self._room and (request := next(requests, None)) is not None:
+                while min(busy) < room and (request := next(requests, None)) is not None:
+                    if request.decoding.beam_width:
+                        # A copy counts a prompt's beams once, however many requests they answer.
+                        room = self._room * request.decoding.n
                     budget(request, self._setup.model.max_len)
-                    if request.adapter is not None and request.adapter not in self._setup.adapters:
-                        raise RftError(f"adapter {request.adapter}: not in the sampler's set-up")
-                    if request.prompt_id != prompt or busy[last] >= self._room:
+                    check_adapter(request, self._setup)
+                    if request.prompt_id != prompt or busy[last] >= room:
                         last, prompt = busy.index(min(busy)), request.prompt_id
                     busy[last] += 1
                     self._in[last].put(request)
-                if min(busy) < self._room:
+                if min(busy) < room:
                     # Nothing came: tell them, or they wait for more before they go on.
                     break
                 i, candidate = self._next()
@@ -122,13 +125,29 @@ class Replicas:
             process.join()
 
 
-def _serve(i: int, n: int, setup: Setup, chat: Chat, inbox: Any, outbox: Any) -> None:
+def _devices(n: int, width: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES for each of n copies of `width` GPUs; empty where there are none.
+
+    Raises RftError if there are GPUs, and too few.
+    """
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    there = named.split(",") if named else [str(d) for d in range(count)]
+    if count and count < n * width:
+        raise RftError(
+            f"engine: data_parallel {n} x tensor_parallel {width} needs {n * width} GPUs, and "
+            f"{count} can be used: lower one of the two"
+        )
+    return [",".join(there[i * width : (i + 1) * width]) if count else "" for i in range(n)]
+
+
+def _serve(i: int, devices: str, setup: Setup, chat: Chat, inbox: Any, outbox: Any) -> None:
     """One engine's process: for each run takes requests until None, and answers with its stats."""
     die_with_parent()
-    width = setup.engine.tensor_parallel
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(d) for d in range(n * width)]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i * width : (i + 1) * width])
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    n = setup.engine.data_parallel
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) >= n:
         os.sched_setaffinity(0, cores[i::n])
@@ -136,7 +155,9 @@ def _serve(i: int, n: int, setup: Setup, chat: Chat, inbox: Any, outbox: Any) ->
         from rft.chat import Renderer
         from rft.samplers.vllm import VllmSampler
 
-        sampler = VllmSampler(replace(setup, renderer=Renderer(setup.model, chat)))
+        alone = setup.engine.model_copy(update={"data_parallel": 1})
+        renderer = Renderer(setup.model, chat)
+        sampler = VllmSampler(replace(setup, renderer=renderer, engine=alone))
         outbox.put((i, sampler.stats()))
         while True:
             for candidate in sampler.sample(iter(inbox.get, None)):

@@ -35,13 +35,14 @@ class TransformersSampler:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         engine, model = setup.engine, setup.model
-        if engine.extra:
-            raise RftError("engine.extra: these are vLLM's arguments; transformers takes none")
-        if engine.tensor_parallel > 1 or engine.data_parallel > 1:
-            raise RftError(
-                "engine: transformers samples on one device: set tensor_parallel and data_parallel "
-                "to 1, or sample.use: vllm"
-            )
+        default = type(engine)()
+        for name in ("extra", "compile", "kv_cache_gb", "gpu_memory_utilization", "tensor_parallel",
+                     "data_parallel"):  # fmt: skip
+            if getattr(engine, name) != getattr(default, name):
+                raise RftError(
+                    f"engine.{name}: transformers has no such setting, vLLM has: leave it out, or "
+                    "set use: vllm"
+                )
         self._setup = setup
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._size = engine.max_num_seqs or (32 if self._device == "cpu" else 128)
@@ -97,8 +98,6 @@ class TransformersSampler:
         Raises RftError for a prompt of model.max_len tokens or more, or an unknown adapter.
         """
         for (decoding, adapter), run in itertools.groupby(requests, _settings):
-            if adapter is not None and adapter not in self._adapters:
-                raise RftError(f"adapter {adapter}: not among those the sampler was set up for")
             draw = self._search if decoding.beam_width else self._draw
             size = max(1, self._size // max(1, decoding.beam_width))
             for batch in _batches(run, size, by_prompt=bool(decoding.beam_width)):

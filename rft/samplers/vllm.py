@@ -3,7 +3,7 @@
 `LLM.generate` wants every request before it starts and gives every answer after it ends. This goes
 one level lower, to the same engine's `add_request` and `step`, and keeps it just full: at most
 twice `max_num_seqs` requests are inside, so the caller's iterator runs no further ahead than that,
-and a killed run loses no more. Each sample is its own request with its own seed; the key-value
+and a killed run loses no more. Each sample is its own request with its own seed; the KV
 cache of a prompt is shared through vLLM's prefix cache.
 
 Log-probabilities are of the model itself: log-softmax of the raw logits, before temperature,
@@ -17,7 +17,7 @@ machine that did not happen in 2,840 samples (75,000 tokens, temperature 0.8) dr
 order, as a subset, and in smaller batches. In bfloat16 it did in 111 of 480 samples of 32 tokens.
 Another machine or vLLM version is another rounding.
 
-On a CPU: float32, for the above, and for speed where there is no AVX-512; key-value blocks of 32
+On a CPU: float32, for the above, and for speed where there is no AVX-512; KV blocks of 32
 tokens, since with the default of 128 short prompts are never shared; prefill in one step, because
 vLLM 0.32 dies on a seeded request whose prompt is prefilled in several (`CPU Generator does not use
 offset`); our own LoRA product, see `_group_lora_by_adapter`. On a GPU vLLM's own defaults stay.
@@ -32,10 +32,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rft.config import Decoding, Engine, Model
+from rft.config import Engine, Model
 from rft.faults import did_you_mean
 from rft.samplers._beam import BeamJob, Peekable, same_search
-from rft.samplers._common import budget, candidate
+from rft.samplers._common import budget, candidate, check_adapter
 from rft.types import Candidate, Finish, Request, RftError, Sampler, Setup
 
 OURS = {
@@ -45,10 +45,11 @@ OURS = {
     "max_model_len": "model.max_len",
     "trust_remote_code": "model.trust_remote_code",
     "enable_lora": "sample.policy",
+    "max_num_seqs": "engine.max_num_seqs",
+    "dtype": "engine.dtype",
     "logprobs_mode": None,
 }
-"""Engine arguments that decide what a sample is, so they can't be in `engine.extra`; and the
-setting to use in their place."""
+"""Engine arguments that have a setting of ours, or none that keeps a sample's meaning (None)."""
 
 MAX_LORAS = 8
 """Adapters that may share one batch; each takes a slot of memory."""
@@ -77,8 +78,8 @@ class VllmSampler:
             from vllm.platforms import current_platform
         except ImportError as fault:
             raise RftError(
-                f"sample.use: vllm: it cannot be imported ({fault}). Install it (`pip install "
-                "'rft[cpu]'` or `'rft[gpu]'`), or set sample.use: transformers"
+                f"use: vllm: it cannot be imported ({fault}). `make setup` installs it; or set "
+                "sample.use=transformers eval.use=transformers"
             ) from fault
         self._setup = setup
         on_cpu = current_platform.is_cpu()
@@ -91,7 +92,7 @@ class VllmSampler:
                 )
         if VllmSampler._alive:
             # vLLM keeps state per process: the older engine would go on, and answer wrongly.
-            raise RftError("sample.use: vllm: close this process's other vLLM sampler first")
+            raise RftError("use: vllm: close this process's other vLLM sampler first")
         if on_cpu and setup.adapters:
             _group_lora_by_adapter()
         try:
@@ -140,25 +141,21 @@ class VllmSampler:
     def _submit(self, pulled: Peekable) -> None:
         request = pulled.next()
         tokens = budget(request, self._setup.model.max_len)
-        if request.adapter is not None and request.adapter not in self._adapters:
-            raise RftError(f"adapter {request.adapter}: not among those the sampler was set up for")
+        check_adapter(request, self._setup)
         if 0 < request.decoding.temperature < 0.01:
             # vLLM would sample at 0.01 instead, or below 1e-5 at 0.
             raise RftError(
-                f"sample.temperature: {request.decoding.temperature} is too low for vLLM: set 0 "
+                f"temperature: {request.decoding.temperature} is too low for vLLM: set 0 "
                 "(greedy, with n: 1), or 0.01 and above"
             )
         if not request.decoding.beam_width:
             key = str(next(self._count))
             self._single[key] = request
-            self._add(
-                key, request, request.prompt_token_ids, _params(request.decoding, request, tokens)
-            )
+            self._add(key, request, request.prompt_token_ids, _params(request, tokens))
             return
         if request.decoding.repetition_penalty != 1:
             raise RftError(
-                "sample.repetition_penalty: vLLM's beam search has none: set it to 1, or "
-                "sample.use: transformers"
+                "repetition_penalty: vLLM's beam search has none: set it to 1, or use: transformers"
             )
         siblings = [request]
         while pulled.more() and same_search(pulled.peek(), request):
@@ -239,7 +236,8 @@ def _final(**settings: Any) -> Any:
     return SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **settings)
 
 
-def _params(decoding: Decoding, request: Request, tokens: int) -> Any:
+def _params(request: Request, tokens: int) -> Any:
+    decoding = request.decoding
     return _final(
         temperature=decoding.temperature,
         top_p=decoding.top_p,
@@ -286,16 +284,22 @@ def engine_args(setup: Setup, on_cpu: bool) -> dict[str, Any]:
         args["gpu_memory_utilization"] = engine.gpu_memory_utilization
     if setup.adapters:
         args |= lora_args(setup.adapters)
+        if not on_cpu and engine.dtype == "float32":
+            # Its kernels assert this in the middle of a step.
+            raise RftError(
+                "engine.dtype: on a GPU vLLM serves LoRA adapters in 16 bits only: set bfloat16 or "
+                "float16, or use: transformers"
+            )
         if on_cpu and {"lm_head", "embed_tokens"} & set(args["lora_target_modules"] or ()):
             # The products of these layers still mix up rows with and without an adapter.
             raise RftError(
                 "train.lora.targets: on a CPU vLLM can't serve adapters of lm_head or embed_tokens "
-                "faithfully: leave these out, or set sample.use: transformers"
+                "faithfully: leave these out, or set use: transformers"
             )
     for name, setting in OURS.items():
         if name in engine.extra:
-            fix = f": set {setting} instead" if setting else ""
-            raise RftError(f"engine.extra.{name}: it changes what is sampled{fix}")
+            fix = f"set {setting} instead" if setting else "it changes what a log-probability is"
+            raise RftError(f"engine.extra.{name}: {fix}")
     args |= engine.extra
     if on_cpu and (
         args["enable_chunked_prefill"] or args["max_num_batched_tokens"] < model.max_len
@@ -331,7 +335,7 @@ def lora_args(adapters: tuple[str, ...]) -> dict[str, Any]:
     if not allowed:
         raise RftError(
             f"train.lora.rank: vLLM serves ranks up to {max(typing.get_args(MaxLoRARanks))}, not "
-            f"{rank}: train with a lower one, or set sample.use: transformers"
+            f"{rank}: train with a lower one, or set use: transformers"
         )
     return {
         "enable_lora": True,
@@ -388,7 +392,7 @@ def _start_advice(setup: Setup, on_cpu: bool, fault: Exception) -> str:
     elif "max_model_len" in low or "max_position_embeddings" in low:
         fix = "lower model.max_len to what the model was made for"
     elif "lora" in low:
-        fix = "vLLM can't serve this adapter: set sample.use: transformers"
+        fix = "vLLM can't serve this adapter: set use: transformers"
     elif not Path(setup.model.base).exists():
         fix = "check model.base: it is neither a folder here nor a model that the hub gives us"
     else:

@@ -9,7 +9,12 @@ from rft.types import Choice, Group
 
 
 def cap(groups: Iterable[Group], *, k: Annotated[int, Field(ge=1)] = 4) -> Iterator[Choice]:
-    """Keeps the first k sampled candidates of each prompt; references do not count and stay."""
+    """Keeps the first k sampled candidates of each prompt; references do not count and stay.
+
+    Drops the others as `over_cap`. It counts what the selectors before it have left.
+
+    k: most sampled candidates to keep of one prompt.
+    """
     for group in groups:
         kept = 0
         for row in group.rows:

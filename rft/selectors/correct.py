@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 
-from rft.types import Choice, Group, Verdict
+from rft.types import Choice, Group
 
 
 def correct(groups: Iterable[Group]) -> Iterator[Choice]:
-    """Drops wrong candidates as `wrong`, undecided ones under why they are, e.g. `truncated`."""
+    """Drops wrong candidates as `wrong`, undecided ones under why they are, e.g. `truncated`.
+
+    A worked solution of a problem without a gold answer stays: nothing can be held against it.
+    """
     for group in groups:
         for row in group.rows:
-            if row.score.verdict is Verdict.CORRECT:
-                yield row, None
-            else:
-                yield row, row.score.reason or str(row.score.verdict)
+            yield row, row.fault

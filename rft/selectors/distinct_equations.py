@@ -18,10 +18,12 @@ _TOKEN = re.compile(r"\d+(?:\.\d+)?|\.\d+|[-+*/()]")
 
 
 def distinct_equations(groups: Iterable[Group], *, commutative: bool = True) -> Iterator[Choice]:
-    """Drops a candidate as `same_equations` if an earlier one of its prompt has the same set.
+    """Drops a candidate as `same_equations` if an earlier one of its prompt has the same equations.
 
     References come first in a group, so a sample that repeats the reference's way is dropped. A
     text without equations is compared by its words.
+
+    commutative: count 3 + 4 = 7 and 4 + 3 = 7 as the same equation.
     """
     for group in groups:
         seen: set[frozenset[str]] = set()

@@ -17,7 +17,7 @@ from rft import components, process, rows
 from rft.chat import Renderer
 from rft.config import Chat, Decoding, Engine, Model
 from rft.rundir import StageDir
-from rft.types import Candidate, Prompt, Request, RftError, Setup, digest
+from rft.types import Candidate, Finish, Prompt, Request, RftError, Setup, digest
 
 
 class Job:
@@ -44,11 +44,29 @@ class Job:
             if len(ids) >= max_len:
                 self.dropped["prompt_too_long"] += 1
                 continue
+            if self.spec["use"] == "reference" and len(ids) + self._solution(prompt) > max_len:
+                self.dropped["solution_too_long"] += 1
+                continue
             for index in range(self.decoding.n):
                 key = digest(self.spec["pool"], prompt.id, index)
                 # 63 bits: engines take the seed as a signed 64-bit number.
                 seed = int(digest(key, "seed")[:16], 16) >> 1
                 yield Request(key, prompt.id, index, ids, self.decoding, seed, adapter)
+
+    def _solution(self, prompt: Prompt) -> int:
+        """Tokens of a prompt's worked solution."""
+        text = self.renderer.chat.solution.replace("{solution}", prompt.solution or "")
+        return len(self.renderer.completion_ids(text))
+
+    def _same(self, row: Candidate) -> bool:
+        """Whether a candidate drawn with another max_len or fewer log-probabilities is what this
+        job would draw."""
+        if self.decoding.logprobs == "tokens" and row.token_logprobs is None:
+            return False
+        room = self.spec["model"]["max_len"] - len(row.prompt_token_ids)
+        if row.finish is Finish.LENGTH:
+            return len(row.token_ids) == min(room, self.decoding.max_tokens)
+        return len(row.token_ids) <= room
 
     def adopt(self, wanted: set[str]) -> None:
         """Takes over candidates that other stages of this run have drawn already."""
@@ -59,9 +77,7 @@ class Job:
                 return
             if other != self.folder and missing & rows.ids(other):
                 for row in rows.read(other, Candidate):
-                    if self.decoding.logprobs == "tokens" and row.token_logprobs is None:
-                        break  # it was drawn with less than is wanted now
-                    if row.id in missing:
+                    if row.id in missing and self._same(row):
                         self.writer.add(row)
                         self.done.add(row.id)
                 self.writer.flush()
@@ -71,7 +87,7 @@ def run(specs: list[dict[str, Any]]) -> None:
     specs = [s for s in specs if StageDir(Path(s["folder"])).manifest() is None]
     if not specs:
         return
-    started = time.time()
+    started = time.monotonic()
     first = specs[0]
     model = Model(**first["model"])
     renderer = Renderer(model, Chat(**first["chat"]))
@@ -92,13 +108,17 @@ def run(specs: list[dict[str, Any]]) -> None:
     stats: dict[str, float] = {}
     if wanted:
         stats = _draw(first, model, renderer, jobs, wanted, owners)
+    seconds = time.monotonic() - started
     for job in jobs:
-        _commit(job, started, stats)
+        # One engine served all of them: each is charged for its share of what was drawn.
+        drawn = sum(job in got for got in owners.values())
+        share = drawn / sum(map(len, owners.values())) if owners else 1 / len(jobs)
+        _commit(job, seconds * share, {**stats, "stages": len(jobs)})
 
 
 def _check_lengths(job: Job, wanted: int) -> None:
     too_long, label = job.dropped["prompt_too_long"], job.spec["label"]
-    advice = "Raise model.max_len, or take them out of the data."
+    advice = "Raise model.max_len, or take the long ones out of the data."
     if too_long and job.spec["split"] == "eval":
         raise RftError(
             f"{label}: {too_long} held-out prompts do not fit into model.max_len = "
@@ -121,11 +141,12 @@ def _draw(
     prompts = {p.id: p for job in jobs for p in job.prompts}
     adapters = tuple(dict.fromkeys(r.adapter for r in wanted if r.adapter))
     if spec["use"] != "reference":
-        process.say(f"  {spec['label']}: starting {spec['use']} ...")
+        process.say(f"  starting {spec['use']} (can take a minute) ...")
     make = components.find("samplers", spec["use"])
     sampler = make(Setup(model, Engine(**spec["engine"]), renderer, prompts, adapters))
     total = sum(len(job.done) for job in jobs) + len(wanted)
-    progress = process.Progress(spec["label"], total, total - len(wanted))
+    label = spec["label"] if len(jobs) == 1 else f"{spec['label']} and {len(jobs) - 1} more"
+    progress = process.Progress(label, total, total - len(wanted))
     tokens, begun = 0, time.monotonic()
     try:
         for candidate in sampler.sample(iter(wanted)):
@@ -144,7 +165,7 @@ def _draw(
     return stats
 
 
-def _commit(job: Job, started: float, stats: dict[str, float]) -> None:
+def _commit(job: Job, seconds: float, stats: dict[str, float]) -> None:
     finish: Counter[str] = Counter()
     count = tokens = 0
     for row in rows.read(job.folder, Candidate, columns=["id", "finish", "token_ids"]):
@@ -160,7 +181,7 @@ def _commit(job: Job, started: float, stats: dict[str, float]) -> None:
             "the sampler lost some. Run the command again to draw the missing ones."
         )
     StageDir(job.folder).commit(
-        started,
+        seconds,
         rows=count,
         tokens=tokens,
         finish=dict(finish),

@@ -104,7 +104,7 @@ def run(jobs: list[dict[str, Any]]) -> None:
 
 
 def _score(job: dict[str, Any], folder: Path) -> None:
-    started = time.time()
+    started = time.monotonic()
     prompts = {p.id: p for p in rows.read(Path(job["prompts"]), Prompt)}
     done = rows.ids(folder)
     source = Path(job["sample"])
@@ -135,7 +135,7 @@ def _score(job: dict[str, Any], folder: Path) -> None:
             f"one. Delete {folder} and give the same command again."
         )
     StageDir(folder).commit(
-        started,
+        time.monotonic() - started,
         rows=count,
         verdicts=dict(verdicts),
         unknown=dict(reasons),

@@ -65,7 +65,7 @@ def apply(selectors: list[Any], groups: list[Group]) -> dict[str, str | None]:
 
 
 def _choices(number: int, selector: Any, groups: list[Group]) -> Iterator[Choice]:
-    """What a selector yields; its ValueError or TypeError is the user's to mend."""
+    """What a selector yields; its ValueError or TypeError is the user's to fix."""
     try:
         yield from selector(iter(groups))
     except (TypeError, ValueError) as fault:
@@ -89,7 +89,7 @@ def _groups(job: dict[str, Any]) -> Iterator[Group]:
 
 
 def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -> None:
-    started = time.time()
+    started = time.monotonic()
     groups = list(_groups(job))
     selectors = []
     for spec in job["selectors"]:
@@ -117,7 +117,7 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
     if name not in renderers:
         renderers[name] = Renderer(Model(**job["model"]), Chat(**job["chat"]))
     rendered = renderers[name]
-    rows.write_part(
+    rows.replace_parts(
         folder / "choices",
         [
             ChoiceRow(r.candidate.id, r.candidate.prompt_id, reasons[r.candidate.id])
@@ -125,7 +125,7 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
         ],
         ChoiceRow,
     )
-    rows.write_part(
+    rows.replace_parts(
         folder / "train",
         [
             TrainRow(
@@ -140,7 +140,7 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
         TrainRow,
     )
     StageDir(folder).commit(
-        started,
+        time.monotonic() - started,
         rows=len(chosen),
         sampled=sampled,
         prompts=len({row.candidate.prompt_id for row in chosen}),

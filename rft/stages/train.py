@@ -5,8 +5,7 @@ on), or alone as `python -m rft.stages.train JOBS.json`. Jobs of one process are
 the other, since starting Python and torch costs more than a small job does. A job is
 
     {"folder": stage folder, "label": text, "model": Model, "train": Train, "seed": int,
-     "rows": folder of TrainRow parts, "match": train stage whose "steps" to take, or null,
-     "loss": null}
+     "rows": folder of TrainRow parts, "match": train stage whose "steps" to take, or null}
 """
 
 import os
@@ -24,9 +23,13 @@ def run(jobs: list[dict[str, Any]]) -> None:
     todo = [job for job in jobs if StageDir(Path(job["folder"])).manifest() is None]
     with StopSignal() as stop:
         for job in todo:
-            from rft.training.loop import train_job  # torch: seconds that a finished stage saves
+            from rft.training.loop import (
+                free_memory,
+                train_job,
+            )  # torch: seconds that a finished stage saves
 
             train_job(job, stop)
+            free_memory()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from (seed, step, process), so a resumed run repeats an uninterrupted one to the
 """
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -42,11 +43,11 @@ from rft.types import RftError, TrainRow, digest
 def learning_rate(step: int, steps: int, train: Train) -> float:
     """Learning rate of a step, counted from 0, in a run of `steps`.
 
-    Rises linearly over round(warmup * steps) steps (the first of them is not wasted on 0), is at
+    Rises linearly over round(warmup_ratio * steps) steps (the first of them is not wasted on 0), is at
     its peak in the step after them, and then falls by half a cosine or a line that would reach 0
     just after the last step, or stays.
     """
-    warm = round(train.warmup * steps)
+    warm = round(train.warmup_ratio * steps)
     if step < warm:
         return train.lr * (step + 1) / (warm + 1)
     done = (step - warm) / max(steps - warm, 1)
@@ -99,11 +100,11 @@ class Run:
         total[1] = float(self.stop.asked)
         total = accelerator.reduce(total, reduction="sum")
         loss_value, asked = float(total[0]) / targets, bool(total[1] > 0)
-        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.train.clip))
+        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.train.max_grad_norm))
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             raise RftError(
                 f"step {number + 1}: the loss is {loss_value} and the gradient norm {norm}. Lower "
-                "train.lr, raise train.warmup, or set train.precision.compute to fp32; the last "
+                "train.lr, raise train.warmup_ratio, or set train.precision.compute to fp32; the last "
                 "checkpoint is kept."
             )
         self.optimizer.step()
@@ -125,17 +126,24 @@ class Run:
         }, asked
 
 
+def free_memory() -> None:
+    """Gives a finished job's model back before the next one is loaded: accelerate's wrappers hold it
+    in reference cycles, which Python would only break at some later time."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def train_job(job: dict[str, Any], stop: StopSignal) -> None:
     """Trains one job (see rft.stages.train) to its manifest.
 
     Raises RftError, and KeyboardInterrupt after a stop was asked for and a checkpoint written.
     """
-    started = time.time()
+    started = time.monotonic()
     stage, seed = Path(job["folder"]), int(job["seed"])
     settings, model_settings = Train(**job["train"]), Model(**job["model"])
-    if job.get("loss") is not None:
-        raise RftError(f"{job['label']}: losses other than token cross-entropy are not there yet")
-    precision.check_formats(settings.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"))
+    precision.check_launched(settings.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"))
     groups = read_groups(rows.read(Path(job["rows"]), TrainRow))
     base = load_base(model_settings, settings)
     check_rows(base, model_settings, groups)
@@ -202,9 +210,9 @@ def train_job(job: dict[str, Any], stop: StopSignal) -> None:
     if main:
         save_adapter(adapter, stage)
         counted = run.counted
-        seconds = time.time() - started
+        seconds = time.monotonic() - started
         StageDir(stage).commit(
-            started,
+            seconds,
             steps=total,
             steps_per_epoch=steps.per_epoch,
             rows=sum(len(group.completions) for group in groups),

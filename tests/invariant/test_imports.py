@@ -15,6 +15,7 @@ LEVELS = [
     {"stages"},
     {"samplers", "scorers", "selectors", "training", "report"},
     {"process", "prompts", "workers", "chat", "rundir", "rows", "components", "precision", "stats"},
+    {"loader"},
     {"config"},
     {"faults", "types"},
 ]

@@ -75,7 +75,6 @@ def job(folder: Path, base: Path, data: Path, match: Path | None = None, **train
         "seed": 0,
         "rows": str(data),
         "match": str(match) if match else None,
-        "loss": None,
     }
 
 
@@ -265,7 +264,7 @@ def test_accelerates_own_launcher_works_too(tmp_path: Path, base: Path):
 @pytest.mark.parametrize(
     "launch, settings, told",
     [
-        (None, {"lr": 1e30, "clip": 1e30}, "Lower train.lr"),
+        (None, {"lr": 1e30, "max_grad_norm": 1e30}, "Lower train.lr"),
         (["--mixed_precision", "bf16"], {}, "train.launch: this launch config has mixed_precision"),
     ],
 )

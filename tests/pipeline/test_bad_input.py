@@ -132,8 +132,8 @@ def test_show(finished: Path) -> None:
         return done.stdout
 
     assert "select-" in show() and "done" in show()
-    text = show("rft/seed0/2_sample", "-n", "1")
-    assert "token_ids" in text
+    assert "question" in show("rft/seed0/2_sample", "-n", "1")
+    assert "token_ids" in show("rft/seed0/2_sample", "-n", "1", "--tokens")
     one = next(iter(rows.ids((finished / "rft/seed0/2_sample").resolve())))
     assert one in show("sample", one[:12])
     missing = rft(
@@ -152,6 +152,6 @@ def test_broken_data_names_file_and_line(tmp_path: Path, verb: str) -> None:
 
 def test_small_settings_are_real() -> None:
     """The overrides of this suite still name settings of the quickstart."""
-    from rft import config
+    from rft import loader
 
-    config.load(ROOT / "configs/quickstart.yaml", SMALL)
+    loader.load(ROOT / "configs/quickstart.yaml", SMALL)

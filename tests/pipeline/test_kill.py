@@ -24,7 +24,7 @@ MOMENTS = {
     "score (rft": 1.2,
     "select (rft": 3,
     "train (rft": 18,
-    "evaluate (base": 16,
+    "eval sample (base": 16,
 }
 """Line of output at which a stage begins, and how long it lasts here at the most, in seconds."""
 KILLS = 20
@@ -45,7 +45,7 @@ def contents(run: Path) -> dict[str, object]:
             found[folder.name] = sorted(r.id for r in rows.read(folder, ScoreRow))
         elif kind == "select":
             found[folder.name] = sorted(r.id for r in rows.read(folder / "choices", ChoiceRow))
-        elif kind == "evaluate":
+        elif kind == "eval":
             found[folder.name] = sorted(r.prompt_id for r in rows.read(folder, ProblemRow))
         elif kind == "train":
             assert (folder / "adapter_model.safetensors").is_file()

@@ -43,6 +43,7 @@ def test_reasons_and_what_was_read() -> None:
     assert score("nothing", "5") == ("unparsed", None)
     assert score("#### 2^3", "8") == ("unparsed", "2^3")
     assert score("#### 1,000.50", "5") == (None, "2001/2")
+    assert score("#### 50%", "0.5") == ("percent", "50")
 
 
 def test_tolerance_is_relative_and_off_by_default() -> None:
@@ -51,12 +52,17 @@ def test_tolerance_is_relative_and_off_by_default() -> None:
     assert judge("#### 0.33", "1/3", tolerance=1e-3) == "wrong"
     assert judge("#### 1001", "1000", tolerance=1e-3) == "correct"
     assert judge("#### 1002", "1000", tolerance=1e-3) == "wrong"
+    assert judge("#### 33.3%", "1/3", tolerance=1e-2) == "unknown"
 
 
 def test_marker_and_fallback() -> None:
     assert judge("Final: 5", "5", marker="Final:", fallback=False) == "correct"
     assert judge("so 5", "5", fallback=False) == "unknown"
     assert extract("so 5", "####", True, is_number=True) == "5"
+    assert judge("#### Final Answer\n5", "5", fallback=False) == "correct"
+    assert judge("#### Step 1\nso \\boxed{5}", "5", fallback=False) == "unknown"
+    # Only a marker that Markdown knows can be a heading.
+    assert judge("=> Step 5:\nall done", "5", marker="=>") == "correct"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +73,11 @@ def test_marker_and_fallback() -> None:
         ("- $3", Fraction(-3)),
         ("-2 1/4", Fraction(-9, 4)),
         ("12%", Fraction(12)),
+        ("-1 234.5", Fraction(-2469, 2)),
+        ("1\u202f000\u202f000", Fraction(1_000_000)),
         ("1,2", None),
+        ("1 23", None),
+        ("1,234 567", None),
         ("12,34", None),
         ("1 2", None),
         ("5 apples", None),
@@ -100,6 +110,23 @@ def test_every_gsm8k_solution_is_right_and_no_other_number_is() -> None:
         # The same without its marker: the answer ends the text, as a model's may.
         bare = row["answer"].replace("#### ", "The answer is ")
         assert judge(bare, gold) == "correct", row
+
+
+@pytest.mark.parametrize("heading", ["Step {i}: {line}", "**Step {i}**", "{i}. {line}", "{i}) Add"])
+def test_headings_over_every_line_of_gsm8k_change_no_verdict(heading: str) -> None:
+    for row in rows("gsm8k/test.jsonl")[::4]:
+        body, _, gold = row["answer"].rpartition("#### ")
+        lines = [line for line in body.split("\n") if line.strip()]
+        text = "\n".join(
+            f"#### {heading.format(i=i, line=line)}\n{line}" for i, line in enumerate(lines, 1)
+        )
+        value = number(gold)
+        assert value is not None
+        for end in ("#### {}", "So it is \\boxed{{{}}}.", "#### Final Answer\n\n{}"):
+            for rest in ("", "\n\nQuestion: 3 + 3?\n#### 6"):
+                said = f"{text}\n{end.format(gold)}{rest}"
+                assert judge(said, gold) == "correct", said
+                assert judge(said, str(value + 1)) == "wrong", said
 
 
 def test_math_solutions_are_right_against_their_own_box() -> None:

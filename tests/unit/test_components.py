@@ -100,12 +100,25 @@ def test_arguments_are_bound(mine: Path) -> None:
 def test_arguments_are_read_through_their_annotations(mine: Path) -> None:
     assert score(f"{mine}:ends_with", unit="km", weight="1e-4").value == 1e-4
     message = refused(f"{mine}:ends_with", unit="km", weight="heavy")
-    assert "argument 'weight'" in message and "'heavy'" in message
-    assert "argument 'than'" in refused(f"{mine}:Longer", than="long")
-    assert "argument 'k'" in refused("cap", kind="selectors", k=0)
-    assert "argument 'rows'" in refused("random", kind="selectors", rows="many")
+    assert "scorers.args.weight: " in message and "'heavy'" in message
+    assert "args.than: " in refused(f"{mine}:Longer", than="long")
+    assert "args.k: " in refused("cap", kind="selectors", k=0)
+    assert "args.rows: " in refused("random", kind="selectors", rows="many")
     # What another arm gives is known only when that arm is there.
-    components.check_args("selectors", Component(use="random", args={"rows": "arm:rft"}))
+    components.bind("selectors", Component(use="random", args={"rows": "arm:rft"}))
+
+
+def test_selector_may_be_a_class_with_arguments(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "class First:\n"
+        "    def __init__(self, k: int = 1, seed: int = 0): self.k, self.seed = k, seed\n"
+        "    def __call__(self, groups): return self.k\n"
+    )
+    use = f"{path}:First"
+    assert components.parameters("selectors", use) == ["k", "seed"]
+    made = components.make("selectors", Component(use=use, args={"k": "3"}))
+    assert made([]) == 3
 
 
 @pytest.mark.parametrize(

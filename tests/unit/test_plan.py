@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rft import config
+from rft import loader
 from rft.config import ConfigError
 from rft.plan import Node, Plan
 
@@ -54,7 +54,7 @@ class Bench:
         }
         path = self.folder / "e.yaml"
         path.write_text(yaml.safe_dump(raw))
-        return Plan(config.load(path, [f"runs={self.folder}/runs", *overrides]))
+        return Plan(loader.load(path, [f"runs={self.folder}/runs", *overrides]))
 
 
 def q(i: int, answer: int | None = None) -> dict[str, Any]:
@@ -101,14 +101,14 @@ def test_arms_and_seeds_share_what_is_the_same(bench: Bench) -> None:
     assert again["2_sample_reference"] is rft["2_sample_reference"]
     assert links(plan, "sft", 1)["4_select"] is sft["4_select"]
     assert links(plan, "sft", 1)["5_train"] is not sft["5_train"]
-    for name in ("2_sample", "3_score", "4_select", "5_train", "6_evaluate"):
+    for name in ("2_sample", "3_score", "4_select", "5_train", "6_eval"):
         assert again[name] is not rft[name]
     assert len({n.key for n in plan.nodes()}) == len(list(plan.nodes()))
 
 
 def test_greedy_base_is_evaluated_once(bench: Bench) -> None:
     plan = bench.plan()
-    for name in ("6_eval_sample", "6_eval_score", "6_evaluate"):
+    for name in ("6_eval_sample", "6_eval_score", "6_eval"):
         assert links(plan, "base", 0)[name] is links(plan, "base", 1)[name]
     sampled = bench.plan(eval={"temperature": 1.0, "n": 4})
     assert (
@@ -171,9 +171,9 @@ def pool(plan: Plan, arm: str = "rft", seed: int = 0) -> str:
     return got
 
 
-@pytest.mark.parametrize("text", ["sample.n=9", "sample.logprobs=tokens"])
+@pytest.mark.parametrize("text", ["sample.n=9", "sample.logprobs=tokens", "model.max_len=99"])
 def test_more_samples_keep_the_ids_of_those_there_are(bench: Bench, text: str) -> None:
-    before, after = bench.plan(), bench.plan(text)
+    before, after = bench.plan(sample=BASE_ONLY), bench.plan(text, sample=BASE_ONLY)
     assert links(before, "rft")["2_sample"].key != links(after, "rft")["2_sample"].key
     assert pool(before) == pool(after)
 
@@ -185,6 +185,8 @@ def test_more_samples_keep_the_ids_of_those_there_are(bench: Bench, text: str) -
         "sample.max_tokens=9",
         "sample.stop=[x]",
         "chat.prompt='Q {question}'",
+        "sample.engine.dtype=bfloat16",
+        "sample.engine.extra.quantization=fp8",
     ],
 )
 def test_other_decoding_or_prompt_gives_other_ids(bench: Bench, text: str) -> None:
@@ -217,7 +219,7 @@ def test_speed_settings_change_no_key(bench: Bench, text: str) -> None:
 def test_training_settings_leave_the_start_alone(bench: Bench) -> None:
     before = bench.plan(sample=BASE_ONLY)
     after = bench.plan("train.lr=0.5", sample=BASE_ONLY)
-    assert changed(before, after) == {"train", "eval_sample", "eval_score", "evaluate"}
+    assert changed(before, after) == {"train", "eval_sample", "eval_score", "eval"}
 
 
 def test_scorer_changes_scores_and_not_samples(bench: Bench) -> None:
@@ -329,15 +331,50 @@ def test_circle_of_arms(bench: Bench, arms: dict[str, Any], circle: str) -> None
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("score=[{use: answer, args: {markr: x}}]", "takes no argument 'markr'"),
-        ("select=[{use: cap, args: {kk: 1}}]", "takes no argument 'kk'"),
-        ("select=[{use: corect}]", "did you mean correct"),
-        ("sample.use=vlm", "did you mean vllm"),
-        ("arms.rft.select=[{use: random}]", "needs the argument 'rows'"),
+        ("score=[{use: answer, args: {markr: x}}]", "score.0.args.markr: .*no argument 'markr'"),
+        ("select=[{use: cap, args: {kk: 1}}]", "select.0.args.kk: .*no argument 'kk'"),
+        ("select=[{use: corect}]", "select.0.use: .*did you mean correct"),
+        ("sample.use=vlm", "sample.use: .*did you mean vllm"),
+        ("eval.use=vlm", "eval.use: .*did you mean vllm"),
+        ("arms.rft.select=[{use: random}]", "arms.rft.select.0.args: .*needs the argument 'rows'"),
+        ("model.base=./none", "model.base: no such folder"),
+        ("train.launch=none.yaml", "train.launch: no such file: none.yaml"),
     ],
 )
 def test_wrong_components_are_found_before_anything_runs(
     bench: Bench, text: str, words: str
 ) -> None:
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as fault:
         bench.plan(text)
+    assert str(fault.value).startswith(f"{bench.folder}/e.yaml: ")
+
+
+def test_data_without_solutions_has_no_references(bench: Bench) -> None:
+    bare = [{k: v for k, v in q(i).items() if k != "solution"} for i in range(4)]
+    bench.data(train=bare)
+    plan = bench.plan(arms={"base": ARMS["base"], "rft": {}}, sample=BASE_ONLY,
+                      compare={"baseline": "base"})  # fmt: skip
+    assert "2_sample" in links(plan, "rft") and "2_sample_reference" not in links(plan, "rft")
+    with pytest.raises(ConfigError, match=r"arms.sft.sample.use: reference needs .*arms.sft=null"):
+        bench.plan()
+
+
+def test_own_scorer_may_read_all_of_a_prompt_and_the_files_it_is_given(bench: Bench) -> None:
+    """The built-in ones read the answer alone, so another `kind` leaves their verdicts as they are."""
+    own = {"score": [{"use": "./mine.py:mine"}], "sample": BASE_ONLY}
+    builtin, mine = bench.plan(sample=BASE_ONLY), bench.plan(**own)
+    bench.data(train=[{**q(0), "kind": "sum"}, *(q(i) for i in range(1, 4))])
+    assert changed(builtin, bench.plan(sample=BASE_ONLY)) == {"prompts"}
+    assert {"score", "select"} <= changed(mine, bench.plan(**own))
+    (bench.folder / "list.txt").write_text("one")
+    own["score"] = [{"use": "./mine.py:listed", "args": {"words": "./list.txt"}}]
+    (bench.folder / "mine.py").write_text(SCORER + "def listed(p, c, *, words): ...\n")
+    for name in [name for name in sys.modules if name.startswith("rft_user_mine")]:
+        del sys.modules[name]
+    before = bench.plan(**own)
+    (bench.folder / "list.txt").write_text("two")
+    assert "score" in changed(before, bench.plan(**own))
+
+
+def test_epochs_of_an_arm_that_matches_steps_change_nothing(bench: Bench) -> None:
+    assert changed(bench.plan(), bench.plan("arms.sft_matched.train.epochs=9")) == set()

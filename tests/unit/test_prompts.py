@@ -94,7 +94,9 @@ def test_missing_and_unreadable_file(tmp_path: Path) -> None:
 
 
 def test_unknown_split(tmp_path: Path) -> None:
-    with pytest.raises(RftError, match="no split 'test'; jsonl gives train, eval"):
+    with pytest.raises(
+        RftError, match="prompts.eval: the data set has no split 'test'; it has train, eval"
+    ):
         load(tmp_path, [q("a?")], eval="test")
 
 

@@ -1,7 +1,6 @@
 """Rows on disk: whole or absent, each once, the same whatever their order."""
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +110,15 @@ def test_flipped_bit_is_never_read_as_a_row(tmp_path: Path) -> None:
     assert part
     sound = part.read_bytes()
     pages = len(sound) - int.from_bytes(sound[-8:-4], "little") - 8
-    refused = 0
+    messages = []
     for at in range(4, pages, 7):
         part.write_bytes(sound[:at] + bytes([sound[at] ^ (1 << at % 8)]) + sound[at + 1 :])
         try:
             assert list(rows.read(tmp_path, Prompt)) == asked
         except RftError as told:
-            refused += 1
-            assert "set aside" in str(told) and "\n" not in str(told)
+            messages.append(str(told))
             assert not part.exists() and rows.ids(tmp_path) == set()
-    assert refused > 50
+    assert len(messages) > 50 and all("set aside" in m and "\n" not in m for m in messages)
 
 
 def test_half_written_file_is_no_part(tmp_path: Path) -> None:
@@ -145,24 +143,6 @@ def test_chosen_columns(tmp_path: Path) -> None:
         assert [row.id for row in got] == ["c0", "c1", "c2"]
         assert got[0].text == "text" and got[0].finish is Finish.STOP
         assert got[0].token_ids is None and got[0].index is None
-
-
-def test_content_digest_is_of_the_rows_and_not_of_their_order_or_spread(tmp_path: Path) -> None:
-    digests = set()
-    for number, order in enumerate(itertools.permutations([choice(i) for i in range(3)])):
-        for cut in range(3):
-            folder = tmp_path / f"{number}-{cut}"
-            rows.write_part(folder, order[:cut], ChoiceRow)
-            rows.write_part(folder, order[cut:], ChoiceRow)
-            digests.add(rows.content_digest(folder))
-    assert len(digests) == 1
-    twice = tmp_path / "0-0"
-    rows.write_part(twice, [choice(2)], ChoiceRow)
-    assert {rows.content_digest(twice)} == digests
-    rows.write_part(tmp_path / "0-1", [choice(3)], ChoiceRow)
-    rows.write_part(tmp_path / "other", [choice(0), choice(1), choice(2, "x")], ChoiceRow)
-    digests |= {rows.content_digest(tmp_path / name) for name in ("0-1", "other", "empty")}
-    assert len(digests) == 4
 
 
 def test_writer_writes_by_rows_by_time_and_at_its_end(tmp_path: Path) -> None:

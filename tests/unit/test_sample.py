@@ -12,13 +12,14 @@ def candidate(i: int, **more: Any) -> Candidate:
     return Candidate(f"c{i}", "p", i, f"text {i}", (1,), (2, 3), Finish.STOP, -1.0, **more)
 
 
-def job(root: Path, folder: str = "sample-new", **decoding: Any) -> Job:
+def job(root: Path, folder: str = "sample-new", max_len: int = 100, **decoding: Any) -> Job:
     rows.write_part(root / "prompts", [Prompt("p", "?")], Prompt)
     (root / folder).mkdir(exist_ok=True)
     spec = {
         "folder": str(root / folder),
         "prompts": str(root / "prompts"),
         "decoding": decoding,
+        "model": {"max_len": max_len},
     }
     # Which candidates there are already is a matter of files: no tokenizer is needed.
     return Job(spec, None)  # type: ignore[arg-type]
@@ -53,3 +54,15 @@ def test_candidates_without_the_log_probabilities_wanted_now_are_drawn_again(
     less = job(tmp_path, "sample-less", logprobs="sum")
     less.adopt({"c0", "c1"})
     assert less.done == {"c0", "c1"}
+
+
+def test_candidates_that_another_max_len_would_change_are_drawn_again(tmp_path: Path) -> None:
+    """One was cut off by max_len 3, one by max_tokens, one fits into 6 and not into 5."""
+    cut = Candidate("cut", "p", 0, "", (1,), (2, 3), Finish.LENGTH, -1.0)
+    spent = Candidate("spent", "p", 1, "", (1,), (2, 3, 4), Finish.LENGTH, -1.0)
+    long = Candidate("long", "p", 2, "", (1,), (2, 3, 4, 5, 6), Finish.STOP, -1.0)
+    rows.write_part(tmp_path / "sample-old", [cut, spent, long], Candidate)
+    for max_len, kept in ((3, {"cut"}), (4, {"spent"}), (5, {"spent"}), (6, {"spent", "long"})):
+        one = job(tmp_path, f"new-{max_len}", max_len=max_len, max_tokens=3)
+        one.adopt({"cut", "spent", "long"})
+        assert one.done == kept

@@ -438,10 +438,13 @@ def test_data_parallel_replicas(adapters: tuple[str, str]) -> None:
     first = tokens(sampler.sample(iter(asked)))
     assert first.keys() == {r.id for r in asked}
     assert tokens(sampler.sample(reversed(asked))) == first
+    assert sampler.stats()["requests"] == 2 * len(asked)
+    # More requests than the copies' queues hold, of which a copy counts six as one.
+    beams = list(requests(setup, n=6, temperature=0, beam_width=6))
+    assert len(by_id(sampler.sample(iter(beams)))) == len(beams)
     bad = dataclasses.replace(asked[0], prompt_token_ids=(5,) * MAX_LEN)
     with pytest.raises(RftError, match="max_len"):
         list(sampler.sample(iter([bad])))
-    assert sampler.stats()["requests"] == 2 * len(asked)
     sampler.close()
 
 

@@ -57,6 +57,8 @@ def test_correct_drops_under_the_reason() -> None:
         row("b.0", verdict="unknown", reason="truncated"),
         row("b.1", verdict="unknown"),
         row("b.2", verdict="wrong", ref=True),
+        row("c.0", verdict="unknown", reason="no_gold", ref=True),
+        row("c.1", verdict="unknown", reason="no_gold"),
     )
     assert reasons(correct(given)) == {
         "a.0": None,
@@ -65,6 +67,8 @@ def test_correct_drops_under_the_reason() -> None:
         "b.0": "truncated",
         "b.1": "unknown",
         "b.2": "wrong",
+        "c.0": None,
+        "c.1": "no_gold",
     }
 
 

@@ -24,7 +24,7 @@ from rft.training.loop import learning_rate
     ],
 )
 def test_learning_rate(schedule, warmup, steps, expected):
-    train = Train(lr=2e-3, schedule=schedule, warmup=warmup)
+    train = Train(lr=2e-3, schedule=schedule, warmup_ratio=warmup)
     got = [learning_rate(step, steps, train) for step in range(steps)]
     assert got == pytest.approx([2e-3 * share for share in expected], rel=1e-5)
 

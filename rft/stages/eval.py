@@ -15,7 +15,7 @@ def run(jobs: list[dict[str, Any]]) -> None:
         folder = Path(job["folder"])
         if StageDir(folder).manifest() is not None:
             continue
-        started = time.time()
+        started = time.monotonic()
         scores = {row.id: row for row in rows.read(Path(job["score"]), ScoreRow)}
         by_problem: dict[str, list[Candidate]] = defaultdict(list)
         for candidate in rows.read(Path(job["sample"]), Candidate):
@@ -24,10 +24,10 @@ def run(jobs: list[dict[str, Any]]) -> None:
             _problem(prompt_id, sorted(got, key=lambda c: c.index), scores)
             for prompt_id, got in sorted(by_problem.items())
         ]
-        rows.write_part(folder, problems, ProblemRow)
+        rows.replace_parts(folder, problems, ProblemRow)
         samples = sum(p.n for p in problems)
         StageDir(folder).commit(
-            started,
+            time.monotonic() - started,
             rows=len(problems),
             accuracy=sum(p.correct for p in problems) / samples,
             truncated=sum(p.truncated for p in problems),

@@ -1,0 +1,171 @@
+"""From an experiment's YAML file to an Experiment: extends, overrides, paths, and arms that fit.
+
+A file may name another with `extends: ./other.yaml`; its own keys win. Any string that begins with
+`./` or `../` is a path relative to the file it stands in, and is made absolute here, so an experiment
+means the same from every folder. Every fault is a ConfigError with file, dotted path and fix.
+"""
+
+import copy
+import difflib
+import os
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from rft.config import Arm, ConfigError, Experiment, merge
+from rft.faults import did_you_mean, explain
+
+
+def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Experiment:
+    """Reads, merges and checks an experiment file. Raises ConfigError.
+
+    overrides: dotted settings such as `train.lr=1e-4` or `arms.rft.sample.n=16`.
+    """
+    path = Path(path)
+    raw = _read(path, seen=())
+    for text in overrides:
+        dotted, sign, value = text.partition("=")
+        if not sign or not dotted:
+            raise ConfigError(f"{text!r} is not a setting: write it as train.lr=1e-4")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as fault:
+            raise ConfigError(f"command line: {text!r}: {value!r} is not YAML: {fault}") from None
+        keys = dotted.split(".")
+        if keys[0] == "arms" and not raw.get("arms"):
+            # One arm's setting must not do away with the default arms.
+            raw["arms"] = copy.deepcopy(Experiment.model_fields["arms"].get_default())
+        if keys[0] == "arms" and len(keys) == 2 and parsed is None:
+            there = raw["arms"]
+            if keys[1] not in there:
+                raise ConfigError(
+                    f"command line: {text}: there is no arm {keys[1]!r}"
+                    f"{did_you_mean(keys[1], there)}"
+                )
+        for key in reversed(keys):
+            parsed = {key: parsed}
+        raw = merge(raw, _absolute(parsed, Path.cwd()))
+    if isinstance(raw.get("arms"), dict):
+        raw["arms"] = {name: arm for name, arm in raw["arms"].items() if arm is not None}
+    try:
+        experiment = Experiment.model_validate(raw)
+    except ValidationError as fault:
+        raise ConfigError(explain(fault, Experiment, path, overrides=overrides)) from None
+    for name in experiment.arms:
+        try:
+            experiment.arm(name)
+        except ValidationError as fault:
+            raise ConfigError(
+                explain(fault, Arm, path, prefix=f"arms.{name}.", overrides=overrides)
+            ) from None
+    _check_arms(experiment, path)
+    experiment._path = path
+    return experiment
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: extends goes round in a circle")
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"{path}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"{path}: cannot be read: {fault}") from None
+    except yaml.YAMLError as fault:
+        raise ConfigError(f"{path}: not valid YAML: {fault}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: an experiment is a mapping with name, model, prompts, ...")
+    raw = _absolute(raw, path.parent.resolve())
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: extends: name one file, for instance ./base.yaml")
+    merged: dict[str, Any] = merge(_read(path.parent / parent, (*seen, path.resolve())), raw)
+    return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice: PyYAML keeps the last one and drops the rest."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: set[str] = set()
+        for key in keys:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {k: _absolute(v, folder) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_absolute(v, folder) for v in value]
+    if isinstance(value, str) and value.startswith(("./", "../", "~/")):
+        return os.path.normpath(folder / Path(value).expanduser())
+    return value
+
+
+def _check_arms(experiment: Experiment, path: Path) -> None:
+    name_parts = Path(experiment.name).parts
+    if not name_parts or ".." in name_parts or Path(experiment.name).is_absolute():
+        raise ConfigError(f"{path}: name: {experiment.name!r} is no folder under {experiment.runs}")
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        raise ConfigError(f"{path}: seeds: each seed once, not {experiment.seeds}")
+    names = list(experiment.arms)
+    if not names:
+        raise ConfigError(f"{path}: arms: name at least one arm")
+    if len(names) > 1 and experiment.compare.baseline not in names:
+        raise ConfigError(
+            f"{path}: compare.baseline: there is no arm {experiment.compare.baseline!r}"
+            f"{did_you_mean(experiment.compare.baseline, names)}; arms are {', '.join(names)}"
+        )
+    for name in names:
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise ConfigError(f"{path}: arms.{name}: use letters, digits, - and _ in arm names")
+        arm = experiment.arm(name)
+        if arm.eval.k != experiment.eval.k:
+            raise ConfigError(
+                f"{path}: arms.{name}.eval.k: arms are compared at the same k: set eval.k"
+            )
+        for where, other in arm_references(arm):
+            if other not in names:
+                raise ConfigError(
+                    f"{path}: arms.{name}.{where}: there is no arm {other!r}"
+                    f"{did_you_mean(other, names)}"
+                )
+            if experiment.arm(other).train is None:
+                raise ConfigError(f"{path}: arms.{name}.{where}: arm {other!r} trains nothing")
+
+
+def arm_references(arm: Arm) -> list[tuple[str, str]]:
+    """(dotted path, arm name) for each `arm:NAME` in an arm."""
+    found = []
+    if arm.train is not None and arm.sample.use != "reference":
+        for policy in arm.sample.policies:
+            if policy != "base":
+                found.append(("sample.policy", policy[4:]))
+    for i, component in enumerate(arm.select if arm.train else []):
+        for key, value in component.args.items():
+            if isinstance(value, str) and value.startswith("arm:"):
+                found.append((f"select.{i}.args.{key}", value[4:]))
+    if arm.train and arm.train.match_steps:
+        found.append(("train.match_steps", arm.train.match_steps.removeprefix("arm:")))
+    return found
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved experiment as YAML that runs as it is."""
+    return yaml.safe_dump(
+        experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )
