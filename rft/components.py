@@ -117,7 +117,13 @@ def bind(
         if parameter.default is parameter.empty and key not in component.args:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 raise ConfigError(f"{at}: {component.use} needs the argument {key!r}")
-    return found, _typed(component, found, at)
+    args = _typed(component, found, at)
+    try:
+        # What annotations cannot say of arguments together (rft/selectors/_common.py).
+        getattr(found, "check_args", lambda _: None)(args)
+    except (TypeError, ValueError) as fault:
+        raise ConfigError(f"{at}: {component.use}: {fault}") from None
+    return found, args
 
 
 def _typed(component: Component, found: Callable[..., Any], at: str) -> dict[str, Any]:
@@ -157,7 +163,33 @@ def make(kind: str, component: Component, where: str = "") -> Callable[..., Any]
 
 
 def source_digest(kind: str, use: str) -> str:
-    """Hash of the code of the file a component stands in, comments and layout aside."""
+    """Hash of the code of the file a component stands in, comments and layout aside. With a
+    built-in, the helpers (`_name.py`) that it imports from its folder count too."""
     path = inspect.getsourcefile(inspect.unwrap(find(kind, use)))
     assert path is not None
-    return digest(ast.dump(ast.parse(Path(path).read_text())))
+    trees = {Path(path): ast.parse(Path(path).read_text())}
+    waiting = [] if ":" in use else list(trees)
+    while waiting:
+        for helper in _helpers(trees[waiting.pop()], kind):
+            if helper not in trees:
+                trees[helper] = ast.parse(helper.read_text())
+                waiting.append(helper)
+    return digest(*(ast.dump(trees[path]) for path in sorted(trees)))
+
+
+def _helpers(tree: ast.AST, kind: str) -> list[Path]:
+    """Files named `_...py` of the kind's folder that a file imports."""
+    folder = Path(rft.__file__).parent / kind
+    names = [
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in (
+            [alias.name for alias in node.names]
+            if node.module == f"rft.{kind}"
+            else [node.module.removeprefix(f"rft.{kind}.")]
+        )
+    ]
+    return [
+        folder / f"{n}.py" for n in names if n.startswith("_") and (folder / f"{n}.py").is_file()
+    ]

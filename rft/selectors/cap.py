@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rft.selectors._common import in_order
 from rft.types import Choice, Group
 
 
@@ -17,7 +18,7 @@ def cap(groups: Iterable[Group], *, k: Annotated[int, Field(ge=1)] = 4) -> Itera
     """
     for group in groups:
         kept = 0
-        for row in group.rows:
+        for row in in_order(group.rows):
             if row.is_reference:
                 yield row, None
                 continue

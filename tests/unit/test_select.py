@@ -10,9 +10,10 @@ import pytest
 
 from rft import rows
 from rft.rundir import StageDir
+from rft.selectors._equations import equations
 from rft.selectors.cap import cap
 from rft.selectors.correct import correct
-from rft.selectors.distinct_equations import distinct_equations, equations
+from rft.selectors.distinct_equations import distinct_equations
 from rft.selectors.random import random
 from rft.stages import select
 from rft.types import (

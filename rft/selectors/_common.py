@@ -1,0 +1,75 @@
+"""What several selectors share: a fixed order, an order by chance, and checks of their arguments."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
+
+from rft.types import Group, Scored, digest
+
+Selecting = TypeVar("Selecting", bound=Callable[..., Any])
+Check = Callable[[dict[str, Any]], None]
+
+
+def in_order(rows: Iterable[Scored]) -> list[Scored]:
+    """References first, then samples by index: an order that follows from the rows alone."""
+    return sorted(rows, key=lambda r: (not r.is_reference, r.candidate.index, r.candidate.id))
+
+
+def sampled(rows: Iterable[Scored]) -> list[Scored]:
+    return [row for row in rows if not row.is_reference]
+
+
+def drawn(rows: Iterable[Scored], count: int, seed: int) -> set[str]:
+    """Ids of `count` rows, by chance: it follows from their ids and the seed, not their order."""
+    ids = (row.candidate.id for row in rows)
+    return set(sorted(ids, key=lambda id: digest(id, seed))[:count])
+
+
+def value(row: Scored) -> float | None:
+    """The score's number; None where there is none to compare."""
+    number = row.score.value
+    return None if number is None or math.isnan(number) else number
+
+
+def best(rows: Iterable[Scored], count: int) -> set[str]:
+    """Ids of the `count` rows of the highest value; ties go by a hash of the id."""
+    valued = [(-v, digest(row.candidate.id), row) for row in rows if (v := value(row)) is not None]
+    valued.sort(key=lambda item: item[:2])
+    return {row.candidate.id for _, _, row in valued[:count]}
+
+
+def length(row: Scored, unit: str) -> int:
+    """A candidate's length in `tokens` or `characters`."""
+    return len(row.candidate.token_ids if unit == "tokens" else row.candidate.text)
+
+
+def checked(check: Check) -> Callable[[Selecting], Selecting]:
+    """For what the annotations cannot say of a selector's arguments together.
+
+    check: raises ValueError over the arguments that are given. It runs when the selector is called,
+    and before that when an experiment is planned (rft/components.py), so that a wrong argument does
+    not wait until all the sampling is done.
+    """
+
+    def wrap(selector: Selecting) -> Selecting:
+        @functools.wraps(selector)
+        def call(groups: Iterable[Group], **args: Any) -> Any:
+            check(args)
+            return selector(groups, **args)
+
+        call.check_args = check  # type: ignore[attr-defined]
+        return cast(Selecting, call)
+
+    return wrap
+
+
+def exactly_one(*names: str) -> Check:
+    """A check that one of these arguments is given, and no second one."""
+
+    def check(args: dict[str, Any]) -> None:
+        given = [name for name in names if args.get(name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {' and '.join(names)}")
+
+    return check
