@@ -7,6 +7,7 @@ key: sampling does not depend on gold answers, nor any id on the engine's speed 
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,16 +111,21 @@ class Plan:
         return self._digests[key]
 
     def _component(self, kind: str, component: Component, arm: Arm, split: str) -> dict[str, Any]:
-        """What of a component its stage depends on. One of the user's own may read all of a prompt
-        and any file that its arguments name, so these count too; modules that it imports don't."""
+        """What of a component its stage depends on. Files that its arguments name count, and with
+        one of the user's own all of a prompt; modules that it imports don't."""
         use = component.use
         if (kind, use) not in self._sources:
             self._sources[kind, use] = components.source_digest(kind, use)
         inputs: dict[str, Any] = {"use": _portable(use), "source": self._sources[kind, use]}
         if ":" in use:
             inputs["prompts"] = self._digest(prompts.rows_digest, arm, split)
-            files = {k: v for k, v in component.args.items() if isinstance(v, str)}
-            inputs["files"] = {k: file_digest(Path(v)) for k, v in files.items() if _is_file(v)}
+        named = {k: v for k, v in component.args.items() if isinstance(v, str)}
+        files = {k: file_digest(Path(v)) for k, v in named.items() if _is_file(v)}
+        if files or ":" in use:
+            inputs["files"] = files
+        if "kind" in component.args.values():
+            # `by: kind`: the labels that the prompts are grouped by.
+            inputs["kinds"] = self._digest(prompts.kinds_digest, arm, split)
         return inputs
 
     def _links(self, name: str, seed: int) -> dict[str, Node]:
@@ -283,6 +289,8 @@ class Plan:
             components.bind("selectors", Component(use=component.use, args=args), where)
             specs.append({"use": component.use, "args": args, "counts": counts})
             what = self._component("selectors", component, arm, "train")
+            # A file counts by what it holds and its format, wherever it lies.
+            keyed.update({k: Path(keyed[k]).suffix for k in what.get("files", {})})
             slices.append({**what, "args": keyed})
         inputs = {"kind": "select", "pools": [score.key for _, score in pools], "select": slices}
         return self._node(
@@ -382,7 +390,8 @@ class Plan:
 
 
 def _is_file(text: str) -> bool:
-    return text.startswith("/") and Path(text).is_file()
+    # A bare word is a setting, even if a file of that name lies around.
+    return "/" in text and os.path.isfile(text)
 
 
 def _portable(use: str) -> str:

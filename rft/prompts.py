@@ -58,7 +58,7 @@ def jsonl(
     """
     names = {"question": question, "answer": answer, "solution": solution, "kind": kind}
     return {
-        split: [_columns(row, names, answer_after, where) for row, where in _lines(Path(path))]
+        split: [_columns(row, names, answer_after, where) for row, where in json_lines(Path(path))]
         for split, path in {"train": train, "eval": eval}.items()
     }
 
@@ -108,7 +108,8 @@ def hf(
     }
 
 
-def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a JSON Lines file, each with its `file:line`. Raises RftError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -284,6 +285,11 @@ def questions_digest(prompts: Iterable[Prompt]) -> str:
 def gold_digest(prompts: Iterable[Prompt]) -> str:
     """What scoring depends on besides: the gold answers."""
     return digest(sorted((p.id, p.answer) for p in prompts))
+
+
+def kinds_digest(prompts: Iterable[Prompt]) -> str:
+    """What selecting depends on besides: the labels that problems are grouped by."""
+    return digest(sorted([p.id, p.kind] for p in prompts))
 
 
 def solutions_digest(prompts: Iterable[Prompt]) -> str:

@@ -94,7 +94,17 @@ def test_arguments_are_bound(mine: Path) -> None:
     assert "takes no argument 'much'" in refused(f"{mine}:Longer", much=4)
     assert "x is no model" in refused(f"{mine}:Needs", path="x")
     assert "takes no argument 'k'; it takes none" in refused("correct", kind="selectors", k=1)
-    assert "needs the argument 'rows'" in refused("random", kind="selectors")
+    assert "needs the argument 'against'" in refused("decontaminate", kind="selectors")
+
+
+def test_arguments_that_do_not_go_together_are_found_when_bound() -> None:
+    for args in ({}, {"rows": 4, "per_prompt": 2}, {"rows": "arm:rft", "per_prompt": 2}):
+        message = refused("random", kind="selectors", **args)
+        assert message == "selectors.args: random: give exactly one of rows and per_prompt"
+    components.bind("selectors", Component(use="random", args={"per_prompt": 2}))
+    assert "no such file: ./none.jsonl" in refused(
+        "decontaminate", kind="selectors", against="./none.jsonl"
+    )
 
 
 def test_arguments_are_read_through_their_annotations(mine: Path) -> None:
@@ -168,3 +178,14 @@ def test_source_digest_follows_code_and_not_layout(tmp_path: Path) -> None:
     first = of("a", "def f(p, c):\n    return p == c\n")
     assert of("b", "# said\ndef f(p,\n      c):\n\n    return (p == c)\n") == first
     assert of("c", "def f(p, c):\n    return p != c\n") != first
+
+
+def test_source_digest_of_a_built_in_follows_its_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = components.source_digest("selectors", "diverse")
+    plain = components.source_digest("selectors", "correct")
+    found = components._helpers
+    monkeypatch.setattr(
+        components, "_helpers", lambda *a: [h for h in found(*a) if h.stem != "_equations"]
+    )
+    assert components.source_digest("selectors", "diverse") != before
+    assert components.source_digest("selectors", "correct") == plain

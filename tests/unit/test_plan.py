@@ -336,7 +336,10 @@ def test_circle_of_arms(bench: Bench, arms: dict[str, Any], circle: str) -> None
         ("select=[{use: corect}]", "select.0.use: .*did you mean correct"),
         ("sample.use=vlm", "sample.use: .*did you mean vllm"),
         ("eval.use=vlm", "eval.use: .*did you mean vllm"),
-        ("arms.rft.select=[{use: random}]", "arms.rft.select.0.args: .*needs the argument 'rows'"),
+        (
+            "arms.rft.select=[{use: random}]",
+            "arms.rft.select.0.args: .*give exactly one of rows and per_prompt",
+        ),
         ("model.base=./none", "model.base: no such folder"),
         ("train.launch=none.yaml", "train.launch: no such file: none.yaml"),
     ],
@@ -374,6 +377,29 @@ def test_own_scorer_may_read_all_of_a_prompt_and_the_files_it_is_given(bench: Be
     before = bench.plan(**own)
     (bench.folder / "list.txt").write_text("two")
     assert "score" in changed(before, bench.plan(**own))
+
+
+def test_built_in_selector_depends_on_the_file_and_the_labels_that_it_is_told_to_read(
+    bench: Bench,
+) -> None:
+    for name in ("one.txt", "two.txt", "one.jsonl"):
+        (bench.folder / name).write_text('{"question": "?"}')
+    bench.data(train=[{**q(0), "kind": "sum"}, *(q(i) for i in range(1, 4))])
+
+    def plan(use: str, **args: str) -> Plan:
+        return bench.plan(sample=BASE_ONLY, select=[{"use": use, "args": args}])
+
+    clean = plan("decontaminate", against="./one.txt")
+    # Where the file lies is nothing to the result.
+    assert not changed(clean, plan("decontaminate", against="./two.txt"))
+    assert "select" in changed(clean, plan("decontaminate", against="./one.jsonl"))
+    even = {by: plan("balance", by=by) for by in ("kind", "length")}
+    bench.data(train=[{**q(0), "kind": "product"}, *(q(i) for i in range(1, 4))])
+    assert "select" in changed(even["kind"], plan("balance", by="kind"))
+    assert "select" not in changed(even["length"], plan("balance", by="length"))
+    assert "select" not in changed(clean, plan("decontaminate", against="./one.txt"))
+    (bench.folder / "one.txt").write_text("another question")
+    assert "select" in changed(clean, plan("decontaminate", against="./one.txt"))
 
 
 def test_epochs_of_an_arm_that_matches_steps_change_nothing(bench: Bench) -> None:
