@@ -1,7 +1,7 @@
 """How fast is selecting? Two measurements on made-up candidates, each printed as a table.
 
     python scripts/bench/selecting.py                   # both, about 10 minutes on one core
-    python scripts/bench/selecting.py --only farthest   # about a minute
+    python scripts/bench/selecting.py --only farthest   # about two minutes
     python scripts/bench/selecting.py --only scaling --rows 10000 100000
 
 * farthest: `diverse` on 100 correct paths a prompt against the RFT paper's procedure: in plain
