@@ -143,7 +143,8 @@ class Group:
 
 
 Choice = tuple[Scored, str | None]
-"""A row, and the reason it is dropped for, or None if it is kept."""
+"""A row, and the reason it is dropped for, or None if it is kept. A reason is a word, and may have a
+detail after a colon: the funnel counts by the word."""
 
 
 @dataclass(frozen=True, slots=True)

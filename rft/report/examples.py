@@ -33,9 +33,11 @@ def candidates(run: ArmRun, count: int = 20, seed: int = 0) -> list[dict[str, An
     """Sampled training candidates of one arm with verdict and reason, spread over the reasons."""
     pool = rows.ids(run.folders["sample"])
     by_reason: dict[str, list[str]] = defaultdict(list)
+    whole: dict[str, str] = {}
     for choice in rows.read(run.folders["select"] / "choices", ChoiceRow):
         if choice.id in pool:
-            by_reason[choice.reason or ""].append(choice.id)
+            whole[choice.id] = choice.reason or ""
+            by_reason[whole[choice.id].partition(":")[0]].append(choice.id)
     rng = random.Random(seed)
     for ids in by_reason.values():
         ids.sort()
@@ -57,7 +59,7 @@ def candidates(run: ArmRun, count: int = 20, seed: int = 0) -> list[dict[str, An
             **_problem(asked[found[i].prompt_id]),
             **_answer(found[i], told[i]),
             "kept": not reasons[i],
-            "reason": clean(reasons[i]),
+            "reason": clean(whole[i]),
         }
         for i in ids
     ]

@@ -101,7 +101,8 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
         selectors.append(components.make("selectors", Component(use=spec["use"], args=args)))
     reasons = apply(selectors, groups)
     rows_in = [row for group in groups for row in group.rows]
-    dropped = Counter(reason for reason in reasons.values() if reason is not None)
+    # `overlap:1a2b3c4d` is counted as overlap: a funnel has a line a reason, not a line a row.
+    dropped = Counter(r.partition(":")[0] for r in reasons.values() if r is not None)
     chosen = [row for row in rows_in if reasons[row.candidate.id] is None]
     sampled = sum(not row.is_reference for row in chosen)
     funnel = {"in": len(rows_in), "out": len(chosen), "dropped": dict(dropped.most_common())}

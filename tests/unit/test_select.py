@@ -285,3 +285,18 @@ def test_references_alone_are_not_taken_for_samples(tmp_path: Path) -> None:
     given["pools"].append({"sample": str(tmp_path / "ref"), "score": str(tmp_path / "refscore")})
     with pytest.raises(RftError, match="no sampled candidate of 4 is left"):
         select.run([given])
+
+
+def test_reasons_are_counted_by_their_word(tmp_path: Path) -> None:
+    """A detail for each row (what it overlaps with) must not make a line of the funnel each."""
+    given = job(tmp_path, "correct")
+    own = tmp_path / "own.py"
+    own.write_text(
+        "def own(groups):\n"
+        "    for group in groups:\n"
+        "        for row in group.rows:\n"
+        "            yield row, f'overlap:{row.candidate.id}'\n"
+    )
+    given["selectors"] = [{"use": f"{own}:own", "args": {}, "counts": {}}]
+    with pytest.raises(RftError, match=r"\(3 overlap\)"):
+        select.run([given])
