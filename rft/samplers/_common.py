@@ -4,10 +4,10 @@ from rft.chat import Renderer
 from rft.types import Candidate, Finish, Request, RftError, Setup
 
 
-def check_adapter(request: Request, setup: Setup) -> None:
+def check_adapter(adapter: str | None, setup: Setup) -> None:
     """Raises RftError for an adapter that the sampler was not set up with."""
-    if request.adapter is not None and request.adapter not in setup.adapters:
-        raise RftError(f"adapter {request.adapter}: not among those the sampler was set up for")
+    if adapter is not None and adapter not in setup.adapters:
+        raise RftError(f"adapter {adapter}: not among those the sampler was set up for")
 
 
 def budget(request: Request, max_len: int) -> int:

@@ -65,7 +65,7 @@ class Replicas:
                         # A copy counts a prompt's beams once, however many requests they answer.
                         room = self._room * request.decoding.n
                     budget(request, self._setup.model.max_len)
-                    check_adapter(request, self._setup)
+                    check_adapter(request.adapter, self._setup)
                     if request.prompt_id != prompt or busy[last] >= room:
                         last, prompt = busy.index(min(busy)), request.prompt_id
                     busy[last] += 1

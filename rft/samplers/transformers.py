@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rft.config import Decoding
-from rft.samplers._common import budget, candidate
+from rft.samplers._common import budget, candidate, check_adapter
 from rft.types import Candidate, Finish, Request, RftError, Sampler, Setup
 
 
@@ -36,8 +36,7 @@ class TransformersSampler:
 
         engine, model = setup.engine, setup.model
         default = type(engine)()
-        for name in ("extra", "compile", "kv_cache_gb", "gpu_memory_utilization", "tensor_parallel",
-                     "data_parallel"):  # fmt: skip
+        for name in ("extra", "compile", "tensor_parallel", "data_parallel"):
             if getattr(engine, name) != getattr(default, name):
                 raise RftError(
                     f"engine.{name}: transformers has no such setting, vLLM has: leave it out, or "
@@ -98,6 +97,7 @@ class TransformersSampler:
         Raises RftError for a prompt of model.max_len tokens or more, or an unknown adapter.
         """
         for (decoding, adapter), run in itertools.groupby(requests, _settings):
+            check_adapter(adapter, self._setup)
             draw = self._search if decoding.beam_width else self._draw
             size = max(1, self._size // max(1, decoding.beam_width))
             for batch in _batches(run, size, by_prompt=bool(decoding.beam_width)):

@@ -141,7 +141,7 @@ class VllmSampler:
     def _submit(self, pulled: Peekable) -> None:
         request = pulled.next()
         tokens = budget(request, self._setup.model.max_len)
-        check_adapter(request, self._setup)
+        check_adapter(request.adapter, self._setup)
         if 0 < request.decoding.temperature < 0.01:
             # vLLM would sample at 0.01 instead, or below 1e-5 at 0.
             raise RftError(

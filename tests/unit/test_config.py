@@ -387,3 +387,9 @@ def test_null_takes_an_arm_out(tmp_path: Path) -> None:
     }
     with pytest.raises(config.ConfigError, match=r"no arm 'randm'; did you mean random\?"):
         loader.load(quick, ["arms.randm=null"])
+
+
+def test_experiment_in_the_readme_is_the_one_in_configs() -> None:
+    shown = (ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    path = ROOT / "configs" / "gsm8k.yaml"
+    assert yaml.safe_load(shown) == yaml.safe_load(path.read_text())

@@ -393,7 +393,8 @@ BAD_EXTRA = [
     ({"enable_chunked_prefill": True}, "prefilled in more than one step"),
     ({"max_num_batched_tokens": MAX_LEN - 1}, "prefilled in more than one step"),
     ({"max_model_len": 100}, "set model.max_len instead"),
-    ({"logprobs_mode": "processed_logprobs"}, "changes what is sampled"),
+    ({"logprobs_mode": "processed_logprobs"}, "changes what a log-probability is"),
+    ({"max_num_seqs": 3}, "set engine.max_num_seqs instead"),
 ]
 
 
