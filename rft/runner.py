@@ -283,8 +283,8 @@ def _accelerate(launch: str | None) -> list[str]:
 def _environment() -> dict[str, str]:
     """Libraries that phone home or print banners are asked not to; the user's settings win."""
     quiet = {
-        # Threads that wait sleep soon instead of spinning: free on a quiet machine, and two to three
-        # times as fast beside other processes (docs/benchmarks.md).
+        # Threads that wait sleep soon instead of spinning: free on a quiet machine, and half as fast
+        # again beside busy processes (docs/benchmarks.md).
         "GOMP_SPINCOUNT": "30000",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
