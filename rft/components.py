@@ -165,7 +165,12 @@ def make(kind: str, component: Component, where: str = "") -> Callable[..., Any]
 def source_digest(kind: str, use: str) -> str:
     """Hash of the code of the file a component stands in, comments and layout aside. With a
     built-in, the helpers (`_name.py`) that it imports from its folder count too."""
-    path = inspect.getsourcefile(inspect.unwrap(find(kind, use)))
+    found = inspect.unwrap(find(kind, use))
+    try:
+        path = inspect.getsourcefile(found)
+    except TypeError:  # an object that can be called, such as a partial: the file that names it
+        file = use.rpartition(":")[0]
+        path = file if file.endswith(".py") else importlib.import_module(file).__file__
     assert path is not None
     trees = {Path(path): ast.parse(Path(path).read_text())}
     waiting = [] if ":" in use else list(trees)

@@ -94,16 +94,18 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a key given twice: PyYAML keeps the last one and drops the rest."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Before `<<` is resolved, which writes the merged keys beside a mapping's own.
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
-        for key in keys:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return node
 
 
 def _absolute(value: Any, folder: Path) -> Any:

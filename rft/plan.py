@@ -16,7 +16,7 @@ from typing import Any
 from rft import components, prompts
 from rft.chat import chat_digest
 from rft.config import Arm, Component, ConfigError, Decoding, Experiment
-from rft.rundir import StageDir, file_digest, model_digest
+from rft.rundir import StageDir, file_digest, flatten, model_digest
 from rft.types import Prompt, digest
 
 
@@ -119,7 +119,7 @@ class Plan:
         inputs: dict[str, Any] = {"use": _portable(use), "source": self._sources[kind, use]}
         if ":" in use:
             inputs["prompts"] = self._digest(prompts.rows_digest, arm, split)
-        named = {k: v for k, v in component.args.items() if isinstance(v, str)}
+        named = {k: v for k, v in flatten(component.args).items() if isinstance(v, str)}
         files = {k: file_digest(Path(v)) for k, v in named.items() if _is_file(v)}
         if files or ":" in use:
             inputs["files"] = files
@@ -192,8 +192,11 @@ class Plan:
             drawn["engine"] = {"dtype": engine.dtype, "extra": engine.extra}
             if decoding.temperature > 0:
                 drawn["seed"] = seed
+            if decoding.beam_width:
+                # Where the budget ends decides which beams win.
+                drawn["max_len"] = arm.model.max_len
             if ":" in use:
-                drawn["source"] = component["source"]
+                drawn |= {"source": component["source"], "prompts": component["prompts"]}
         # The pool is what a candidate's id is made of, with its prompt and index.
         pool = {"kind": "sample", "use": component["use"], "model": model, "decoding": drawn}
         inputs = {
@@ -229,7 +232,7 @@ class Plan:
             # Bound now, so that a wrong argument is found before anything is sampled.
             components.bind("scorers", scorer, self._where(name, f"score.{i}"))
             what = self._component("scorers", scorer, arm, split)
-            scorers.append({**what, "args": scorer.args})
+            scorers.append({**what, "args": _without_folders(scorer.args)})
         inputs = {
             "kind": "score",
             "candidates": sample.key,
@@ -289,9 +292,7 @@ class Plan:
             components.bind("selectors", Component(use=component.use, args=args), where)
             specs.append({"use": component.use, "args": args, "counts": counts})
             what = self._component("selectors", component, arm, "train")
-            # A file counts by what it holds and its format, wherever it lies.
-            keyed.update({k: Path(keyed[k]).suffix for k in what.get("files", {})})
-            slices.append({**what, "args": keyed})
+            slices.append({**what, "args": _without_folders(keyed)})
         inputs = {"kind": "select", "pools": [score.key for _, score in pools], "select": slices}
         return self._node(
             "select",
@@ -387,6 +388,15 @@ class Plan:
             self._open.pop()
         self._made[known] = node
         return node
+
+
+def _without_folders(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as {dotted path: value}. A file counts by what it holds and its format, not by where
+    it lies."""
+    return {
+        k: Path(v).suffix if isinstance(v, str) and _is_file(v) else v
+        for k, v in flatten(args).items()
+    }
 
 
 def _is_file(text: str) -> bool:

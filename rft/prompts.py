@@ -149,7 +149,11 @@ def _columns(
 
 
 _WORDS = re.compile(
-    r"\d+(?:[.,]\d+)*|[^\W\d_]+|[=<>\u00d7\u00f7]|(?<![^\W\d_])[-+*/^%](?=\s*(?:[\d({\\]|[a-z]\b))"
+    r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d*\.?\d+|[^\W\d_]+"
+    # Relations and powers, = < > x : <= >= != +- root; then what is an operator only between terms,
+    # and a hyphen or an exclamation mark elsewhere.
+    r"|[=<>^\u00d7\u00f7\u2264\u2265\u2260\u00b1\u221a]|(?<=[\d)])!(?=\s*[-+*/=^)])"
+    r"|(?<![^\W\d_]{2})[-+*/%](?=\s*(?:[\d.({\\]|(?:[a-z]|sin|cos|tan|log|ln|exp|sqrt)\b))"
 )
 
 
@@ -159,7 +163,7 @@ def normalised(question: str) -> str:
     Numbers stay apart and operators stay, so that `12 + 3`, `1 + 23` and `12 - 3` are three.
     """
     text = unicodedata.normalize("NFKC", question).casefold().replace("\u2212", "-")
-    words = (f"<{w.replace(',', '')}>" if w[0].isdigit() else w for w in _WORDS.findall(text))
+    words = (f"<{w.replace(',', '')}>" if w[-1].isdigit() else w for w in _WORDS.findall(text))
     # Text without a word or number, such as an emoji, is compared as it is.
     return "".join(words) or text.strip()
 

@@ -135,8 +135,8 @@ def whole(path: Path) -> Iterator[None]:
         torn = path.rename(path.with_suffix(".parquet.torn"))
         why = " ".join(str(fault).split())
         raise RftError(
-            f"{path}: damaged on disk ({why}); now set aside as {torn.name}. Give the same "
-            "command again: only its rows are made again."
+            f"{path}: damaged on disk ({why}); now set aside as {torn.name}. `rft run` "
+            "makes its rows again, and only those."
         ) from fault
 
 

@@ -111,10 +111,10 @@ def _short(value: Any) -> str:
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """A nested mapping as {dotted path: leaf}."""
-    if isinstance(value, dict) and value:
+    """Nested mappings and lists as {dotted path: leaf}."""
+    if isinstance(value, dict | list) and value:
         out: dict[str, Any] = {}
-        for key, inner in value.items():
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             out.update(flatten(inner, f"{path}.{key}" if path else str(key)))
         return out
     return {path: value}

@@ -79,6 +79,12 @@ def _skip_note(nodes: list[Node]) -> None:
 def _refuse_changes(plan: Plan, update: bool) -> None:
     """Names what differs from the config that this folder was begun with."""
     told: list[str] = []
+    moved: set[tuple[str, str]] = set()
+    for row in plan.rows:
+        for name, node in row.links.items():
+            old = rundir.StageDir(plan.folder / row.arm / f"seed{row.seed}" / name).inputs()
+            if old and old["key"] != node.key:
+                moved.add((old["key"], node.key))
     for row in plan.rows:
         home = plan.folder / row.arm / f"seed{row.seed}"
         had = {p.name for p in home.glob("*") if p.is_symlink()}
@@ -93,12 +99,11 @@ def _refuse_changes(plan: Plan, update: bool) -> None:
             old = rundir.StageDir(place).inputs() if place.is_symlink() else None
             if old is None or old["key"] == node.key:
                 continue
-            upstream = {n.key for n in node.needs}
             changed = [
                 line
                 for line in rundir.changes(old["inputs"], node.inputs)
                 # A stage that differs only in what it reads is named there already.
-                if not any(key in line for key in upstream)
+                if not any(a in line and b in line for a, b in moved)
             ]
             if changed:
                 told.append(f"  {row.arm}, seed {row.seed}, {name}: " + "; ".join(changed))
@@ -299,7 +304,7 @@ def report(experiment: Experiment) -> None:
         raise RftError(f"{experiment.folder}: no such run: start it with `rft run`")
     with rundir.lock(experiment.folder) as handle:
         plan = Plan(experiment)
-        missing = [node.label for node in plan.nodes() if not node.done]
+        missing = [node.label for node in plan.nodes() if not node.done or node.dir.check()]
         if missing:
             raise RftError(
                 f"{plan.folder}: {len(missing)} stages are not done, the first is {missing[0]}: "

@@ -24,7 +24,9 @@ _TIMES, _PLUS = np.frombuffer(
 _TIMES = _TIMES | np.uint64(1)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
-_WORD = re.compile(r"\w+|[^\w\s]")
+# Chinese and Japanese have no spaces between words: each character counts as one.
+_CJK = r"\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
 
 def words(text: str) -> list[str]:

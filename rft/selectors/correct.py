@@ -6,7 +6,7 @@ from rft.types import Choice, Group
 
 
 def correct(groups: Iterable[Group]) -> Iterator[Choice]:
-    """Drops wrong candidates as `wrong`, undecided ones under why they are, e.g. `truncated`.
+    """Drops candidates under the scorer's reason, e.g. `truncated`, or as `wrong`.
 
     A worked solution of a problem without a gold answer stays: nothing can be held against it.
     """

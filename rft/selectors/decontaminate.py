@@ -24,6 +24,7 @@ def _fits(args: dict[str, Any]) -> None:
     # A bare name is refused, since the plan takes only a path for a file that selecting depends on.
     if "/" not in path or not os.path.isfile(path):
         raise ValueError(f"against: no such file: {path} (beside the YAML: ./file.jsonl)")
+    next(_items(Path(path), args.get("columns", ["question"])))
     if "threshold" in args and args.get("method", "ngram") != "minhash":
         raise ValueError("threshold: only with method: minhash")
 
@@ -58,7 +59,7 @@ def decontaminate(
     whole: dict[str, str] = {}
     for texts in _items(Path(against), columns):
         id = digest(texts[0])[:8]
-        for text in texts:
+        for text in filter(str.strip, texts):
             overlap.add(text, id)
             whole.setdefault(prompts.normalised(text), id)
     for group in groups:

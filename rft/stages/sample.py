@@ -92,6 +92,8 @@ def run(specs: list[dict[str, Any]]) -> None:
     model = Model(**first["model"])
     renderer = Renderer(model, Chat(**first["chat"]))
     jobs = [Job(spec, renderer) for spec in specs]
+    # A sample that several jobs want is drawn for the first: the one that wants most of it.
+    jobs.sort(key=lambda job: job.decoding.logprobs != "tokens")
 
     owners: dict[str, list[Job]] = defaultdict(list)
     wanted: list[Request] = []

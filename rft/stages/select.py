@@ -59,7 +59,9 @@ def apply(selectors: list[Any], groups: list[Group]) -> dict[str, str | None]:
                 f"instance {min(waiting)}: a selector must yield every row it is given"
             )
         # In the order that they had, whatever order the selector gave them back in.
-        left = ((g.prompt, tuple(r for r in g.rows if not reasons[r.candidate.id])) for g in groups)
+        left = (
+            (g.prompt, tuple(r for r in g.rows if reasons[r.candidate.id] is None)) for g in groups
+        )
         groups = [Group(prompt, members) for prompt, members in left if members]
     return reasons
 

@@ -118,6 +118,18 @@ def test_arguments_are_read_through_their_annotations(mine: Path) -> None:
     components.bind("selectors", Component(use="random", args={"rows": "arm:rft"}))
 
 
+def test_object_that_can_be_called_has_the_source_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "bound.py"
+    path.write_text(
+        "import functools\n"
+        "def base(prompt, candidate, *, unit='m'): ...\n"
+        "mine = functools.partial(base, unit='km')\n"
+    )
+    assert components.source_digest("scorers", f"{path}:mine") == components.source_digest(
+        "scorers", f"{path}:base"
+    )
+
+
 def test_selector_may_be_a_class_with_arguments(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(

@@ -393,3 +393,13 @@ def test_experiment_in_the_readme_is_the_one_in_configs() -> None:
     shown = (ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
     path = ROOT / "configs" / "gsm8k.yaml"
     assert yaml.safe_load(shown) == yaml.safe_load(path.read_text())
+
+
+def test_merged_yaml_mappings_are_no_keys_given_twice(tmp_path: Path) -> None:
+    more = (
+        "sample: &a {n: 4, top_k: 9}\n"
+        "eval: &b {<<: *a, temperature: 1}\n"
+        "arms: {base: {train: null}, sft: {sample: {<<: *b, n: 2}}}\n"
+    )
+    got = loader.load(write(tmp_path, more=more))
+    assert (got.eval.n, got.eval.top_k, got.arm("sft").sample.n) == (4, 9, 2)

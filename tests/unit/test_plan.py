@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from rft import loader
+from rft import loader, runner
 from rft.config import ConfigError
 from rft.plan import Node, Plan
+from rft.types import RftError
 
 ARMS: dict[str, Any] = {
     "base": {"train": None},
@@ -404,3 +405,49 @@ def test_built_in_selector_depends_on_the_file_and_the_labels_that_it_is_told_to
 
 def test_epochs_of_an_arm_that_matches_steps_change_nothing(bench: Bench) -> None:
     assert changed(bench.plan(), bench.plan("arms.sft_matched.train.epochs=9")) == set()
+
+
+def test_budget_is_part_of_a_beam(bench: Bench) -> None:
+    """Elsewhere a larger max_len leaves what ended by itself as it is; which beams win may change."""
+    beams = {"sample": {**BASE_ONLY, "beam_width": 4, "n": 4, "temperature": 0}}
+    assert pool(bench.plan(**beams)) != pool(bench.plan("model.max_len=99", **beams))
+
+
+def test_files_in_arguments_count_by_what_they_hold(bench: Bench) -> None:
+    (bench.folder / "mine.py").write_text(SCORER + "def listed(p, c, *, words): ...\n")
+    for name in [name for name in sys.modules if name.startswith("rft_user_mine")]:
+        del sys.modules[name]
+
+    def plan(folder: str, text: str) -> Plan:
+        (bench.folder / folder).mkdir(exist_ok=True)
+        (bench.folder / folder / "list.txt").write_text(text)
+        args = {"words": [f"./{folder}/list.txt"]}
+        score = [{"use": "./mine.py:listed", "args": args}]
+        return bench.plan(score=score, sample=BASE_ONLY)
+
+    first = plan("a", "one")
+    assert changed(first, plan("b", "one")) == set()
+    assert "score" in changed(first, plan("a", "two"))
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("sample.policy=base", 'policy: .* -> "base"'),
+        ("arms.sft_matched.train.match_steps=arm:sft", "train.match_steps"),
+        ("select=[{use: cap, args: {k: 8}}]", "args.k: 4 -> 8"),
+    ],
+)
+def test_change_to_an_old_run_is_named_and_refused(bench: Bench, text: str, words: str) -> None:
+    body = {"select": [{"use": "cap", "args": {"k": 4}}]}
+    plan = bench.plan(**body)
+    for node in plan.nodes():
+        node.dir.path.mkdir(parents=True)
+        node.dir.begin(node.kind, node.inputs)
+    runner._lay_out(plan)
+    runner._refuse_changes(bench.plan(**body), update=False)
+    with pytest.raises(RftError, match=words) as fault:
+        runner._refuse_changes(bench.plan(text, **body), update=False)
+    # What only reads a changed stage is not named again.
+    assert "6_eval" not in str(fault.value)
+    runner._refuse_changes(bench.plan(text, **body), update=True)

@@ -180,6 +180,14 @@ NO_LEAKS = [
     ("What is 12 + 3?", "What is 12 + 4?"),
     ("What is 1.5?", "What is 15?"),
     ("Solve x + y = 3", "Solve x - y = 3"),
+    ("Solve 2x+3=7", "Solve 2x-3=7"),
+    ("Solve x/2 = 4", "Solve x*2 = 4"),
+    ("sin(x)+cos(x)", "sin(x)-cos(x)"),
+    ("Is x \u2264 3?", "Is x \u2265 3?"),
+    ("n^2", "n2"),
+    ("What is .5 + 1?", "What is 5 + 1?"),
+    ("The point (1,2)", "The point 12"),
+    ("3! = ?", "3 = ?"),
     ("\U0001f600", "\U0001f601"),
 ]
 

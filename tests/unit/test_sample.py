@@ -3,9 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import rft
 from rft import rows
+from rft.config import Decoding
+from rft.rundir import StageDir
+from rft.stages import sample
 from rft.stages.sample import Job
 from rft.types import Candidate, Finish, Prompt
+
+EMBEDDED = Path(rft.__file__).parent / "embedded" / "model"
 
 
 def candidate(i: int, **more: Any) -> Candidate:
@@ -66,3 +72,41 @@ def test_candidates_that_another_max_len_would_change_are_drawn_again(tmp_path: 
         one = job(tmp_path, f"new-{max_len}", max_len=max_len, max_tokens=3)
         one.adopt({"cut", "spent", "long"})
         assert one.done == kept
+
+
+SAMPLER = """
+from rft.rundir import StageDir
+from rft.types import Candidate, Finish
+class own:
+    def __init__(self, setup): pass
+    def sample(self, requests):
+        for r in requests:
+            more = (-0.5,) if r.decoding.logprobs == "tokens" else None
+            yield Candidate(r.id, r.prompt_id, r.index, "t", r.prompt_token_ids, (2,), Finish.STOP,
+                            -0.5, more)
+    def stats(self): return {}
+    def close(self): pass
+"""
+
+
+def test_sample_for_several_stages_has_what_each_of_them_wants(tmp_path: Path) -> None:
+    """Two arms share their samples; the second one wants a log-probability for every token."""
+    (tmp_path / "own.py").write_text(SAMPLER)
+    rows.write_part(tmp_path / "prompts", [Prompt("p", "How many?")], Prompt)
+    specs = []
+    for logprobs in ("sum", "tokens"):
+        (tmp_path / logprobs).mkdir()
+        specs.append(
+            {
+                "folder": str(tmp_path / logprobs), "label": logprobs, "adapter": None,
+                "prompts": str(tmp_path / "prompts"), "split": "train", "pool": "one",
+                "use": f"{tmp_path}/own.py:own", "engine": {}, "chat": {},
+                "model": {"base": str(EMBEDDED), "max_len": 64},
+                "decoding": Decoding(n=3, logprobs=logprobs).model_dump(),
+            }
+        )  # fmt: skip
+    sample.run(specs)
+    assert all(row.token_logprobs for row in rows.read(tmp_path / "tokens", Candidate))
+    for logprobs in ("sum", "tokens"):
+        manifest = StageDir(tmp_path / logprobs).manifest()
+        assert manifest is not None and manifest["rows"] == 3

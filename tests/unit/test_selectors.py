@@ -587,6 +587,27 @@ def test_decontaminate_reads_the_columns_it_is_told_to(tmp_path: Path) -> None:
         list(decontaminate(given, against=held_out(tmp_path, "", name="empty.txt")))
 
 
+def test_columns_of_decontaminate_are_looked_for_before_anything_is_sampled(tmp_path: Path) -> None:
+    path = held_out(tmp_path, json.dumps({"problem": "Which?"}))
+    with pytest.raises(ConfigError, match="no column 'question'"):
+        components.bind("selectors", Component(use="decontaminate", args={"against": path}))
+
+
+def test_decontaminate_passes_over_empty_cells(tmp_path: Path) -> None:
+    path = held_out(tmp_path, json.dumps({"question": "Which one?", "solution": ""}))
+    got = decontaminate(
+        groups(row("a.0", "")), against=path, columns=["question", "solution"], method="minhash"
+    )
+    assert kept(got) == ["a.0"]
+
+
+def test_overlap_without_spaces_between_words(tmp_path: Path) -> None:
+    question = "\u5c0f\u660e\u6709\u4e94\u4e2a\u82f9\u679c\u4ed6\u5403\u6389\u4e86\u4e24\u4e2a\u8fd8\u5269\u591a\u5c11"
+    path = held_out(tmp_path, json.dumps({"question": question}))
+    got = decontaminate(groups(row("a.0", "\u8bf7\u95ee\uff1a" + question)), against=path)
+    assert kept(got) == []
+
+
 def test_value_that_is_no_number_is_none() -> None:
     assert [_common.value(row("a.0", value=v)) for v in (None, float("nan"), 0.0)] == [
         None,
