@@ -161,7 +161,8 @@ def markdown(comparison: dict[str, Any]) -> str:
     headings, table = _cells(comparison)
     lines += ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
     lines += ["| " + " | ".join(cells) + " |" for cells in table]
-    lines += [*[f"- {line}" for line in by_seed(comparison)], ""]
+    if seeds := by_seed(comparison):
+        lines += ["", *[f"- {line}" for line in seeds]]
     arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
     controls = [c for c in comparison["pooled"] if c not in (arm, baseline)]
     if arm and baseline and controls:

@@ -260,6 +260,19 @@ def test_every_mix_of_arms_gives_a_page(tmp_path: Path, arms: tuple[str, ...]) -
     assert _page(job).tags["h1"] == 1
 
 
+def test_headline_is_shown_for_every_seed(one: dict[str, Any], many: dict[str, Any]) -> None:
+    got = compare.compare(many, load.load(many))
+    got["answer"] = words.answer(got)
+    lines = words.by_seed(got)
+    assert len(lines) == len({entry["seed"] for entry in many["arms"]}) > 1
+    for shown in (words.terminal(got), words.markdown(got)):
+        assert [line in shown for line in lines] == [True] * len(lines)
+    # In Markdown a list right under a table, without a blank line, is taken for one of its rows.
+    assert f"\n\n- {lines[0]}\n" in words.markdown(got)
+    assert words.by_seed(compare.compare(one, load.load(one))) == []
+    assert "\n\n\n" not in words.markdown(got)
+
+
 def test_markdown_tables_are_square(many: dict[str, Any]) -> None:
     lines = (Path(many["folder"]) / "report.md").read_text().splitlines()
     table = [line for line in lines if line.startswith("|")]
