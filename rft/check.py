@@ -11,10 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from rft import components
+from rft.combine import UNJUDGED
 from rft.config import Arm, Experiment
 from rft.plan import Node, Plan
 from rft.stages.score import score_all
 from rft.types import Candidate, Finish, Prompt, ScoreRow, Verdict, digest
+
+BAD_GOLD = "bad_gold"
+"""A scorer's reason where it cannot read the gold answer."""
 
 SHOWN = 5
 """Gold solutions shown that do not come out correct."""
@@ -52,23 +56,37 @@ def _gold(console: Console, plan: Plan, name: str, arm: Arm) -> bool:
         f"with a solution{lost}), {len(got.eval):,} held out{eval_lost}"
     )
 
+    plain = [s for s in arm.score if not components.is_stream(s.use)]
+    models = ", ".join(s.use for s in arm.score if s not in plain)
+    if models:
+        console.print(f"  {models}: not tried here, since a model or whole prompts are needed")
+    if not plain:
+        return True
+
     def pairs() -> Iterator[tuple[Prompt, Candidate]]:
         for prompt in got.train + got.eval:
-            if prompt.solution is not None and prompt.answer is not None:
-                text = arm.chat.solution.replace("{solution}", prompt.solution)
-                yield prompt, Candidate(prompt.id, prompt.id, 0, text, (), (), Finish.REFERENCE)
+            text = prompt.solution or prompt.answer
+            if text is not None and (prompt.answer or prompt.tests):
+                solution = arm.chat.solution.replace("{solution}", text)
+                made = Candidate(prompt.id, prompt.id, 0, solution, (), (), Finish.REFERENCE)
+                yield prompt, made
 
     count = 0
     bad: list[tuple[Prompt, ScoreRow]] = []
-    for (prompt, _), row in score_all(pairs(), [s.model_dump() for s in arm.score]):
-        count += 1
-        if row.verdict is not Verdict.CORRECT:
+    for (prompt, _), row in score_all(pairs(), [s.model_dump() for s in plain]):
+        # Where there is no solution, only an answer that the scorer cannot read tells anything.
+        count += prompt.solution is not None
+        fine = row.verdict is Verdict.CORRECT or row.reason == UNJUDGED
+        if row.reason == BAD_GOLD or (prompt.solution is not None and not fine):
             bad.append((prompt, row))
-    scorers = " and ".join(s.use for s in arm.score)
-    if not count:
+    scorers = " and ".join(s.use for s in plain)
+    if not count and not bad:
         console.print(f"  no solution to try the scorer {scorers} on")
         return True
-    console.print(f"  {scorers}: {count - len(bad):,} of {count:,} gold solutions are correct")
+    wrong = sum(prompt.solution is not None for prompt, _ in bad)
+    console.print(f"  {scorers}: {count - wrong:,} of {count:,} gold solutions are correct")
+    if unread := sum(row.reason == BAD_GOLD for _, row in bad):
+        console.print(f"  {unread:,} gold answers cannot be read, so nothing would count as right")
     for prompt, row in sorted(bad, key=lambda pair: pair[0].id)[:SHOWN]:
         console.print(
             f"  {row.verdict}{f' ({row.reason})' if row.reason else ''}: read {row.extracted!r}, "

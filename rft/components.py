@@ -88,6 +88,12 @@ def given(kind: str, found: Callable[..., Any]) -> int:
     return {"scorers": 2, "selectors": 1, "prompts": 0, "samplers": 0}[kind]
 
 
+def is_stream(use: str) -> bool:
+    """Whether a scorer is a `StreamScorer`, which runs in the stage's own process."""
+    found = find("scorers", use)
+    return inspect.isclass(found) and callable(getattr(found, "score", None))
+
+
 def parameters(kind: str, use: str, where: str = "") -> list[str]:
     """Names of the arguments that a component takes from `args:`."""
     found = find(kind, use, where)

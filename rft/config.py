@@ -280,6 +280,20 @@ class Eval(Decoding):
         return self
 
 
+class Combine(Section):
+    """How the verdicts of several scorers become one. Truth tables: rft/combine.py."""
+
+    rule: Literal["all", "any", "first", "veto", "weighted"] = "all"
+    """`all`: correct if all say so, wrong if any does, else unknown. `any`: correct if any says so,
+    wrong if all do. `first`: the first that is not unknown. `veto`: the first decides, and any other
+    can make its correct wrong. `weighted`: correct if the weights of those that say correct reach
+    `threshold`, as a share of all. In this order, and none is asked once the verdict is settled."""
+    weights: list[Annotated[float, Field(gt=0)]] | None = None
+    """With `weighted`, one for each scorer; by default all weigh the same."""
+    threshold: Fraction = 0.5
+    """With `weighted`, the share of the weights that makes a candidate correct."""
+
+
 class Compare(Section):
     """The comparison of arms on the same held-out problems."""
 
@@ -299,7 +313,8 @@ class Arm(Section):
     chat: Chat = Chat()
     sample: Sample = Sample()
     score: list[Component] = [Component(use="answer")]
-    """Scorers. A candidate is correct if all say so, wrong if any does, else unknown."""
+    """Scorers, in the order in which they are asked. `combine` makes one verdict of theirs."""
+    combine: Combine = Combine()
     select: list[Component] = [Component(use="correct"), Component(use="distinct_equations")]
     """Selectors, applied in order to the scored candidates."""
     train: Train | None = Train()
@@ -310,6 +325,13 @@ class Arm(Section):
     def _some(self) -> "Arm":
         if not self.score:
             raise ValueError("score: name at least one scorer, for instance [{use: answer}]")
+        weights = self.combine.weights
+        if weights is not None and self.combine.rule != "weighted":
+            raise ValueError("combine.weights: only with rule: weighted")
+        if weights is not None and len(weights) != len(self.score):
+            raise ValueError(
+                f"combine.weights: {len(weights)} for {len(self.score)} scorers; give one for each"
+            )
         if not self.select:
             raise ValueError("select: name at least one selector, for instance [{use: correct}]")
         if self.train and self.sample.use == "reference" and not self.train.include_reference:

@@ -233,12 +233,14 @@ class Plan:
             components.bind("scorers", scorer, self._where(name, f"score.{i}"))
             what = self._component("scorers", scorer, arm, split)
             scorers.append({**what, "args": _without_folders(scorer.args)})
-        inputs = {
+        inputs: dict[str, Any] = {
             "kind": "score",
             "candidates": sample.key,
             "gold": self._digest(prompts.gold_digest, arm, split),
             "score": scorers,
         }
+        if len(scorers) > 1:
+            inputs["combine"] = arm.combine.model_dump(mode="json")
         return self._node(
             "score",
             sample.label.replace("sample", "score", 1),
@@ -249,6 +251,7 @@ class Plan:
             prompts=str(data.dir.path / split),
             sample=str(sample.dir.path),
             scorers=[s.model_dump() for s in arm.score],
+            combine=arm.combine.model_dump(mode="json"),
         )
 
     def _pools(self, name: str, seed: int) -> dict[str, tuple[Node, Node]]:

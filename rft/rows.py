@@ -8,15 +8,17 @@ were finished and nothing else. A part that cannot be read (a torn disk) is set 
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import time
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rft.types import RftError
@@ -89,27 +91,31 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_part(folder: Path, rows: Iterable[Any], row_type: type) -> Path | None:
-    """Writes rows as the folder's next part; nothing for no rows."""
+def table(rows: Iterable[Any], row_type: type) -> pa.Table:
+    """Rows as columns."""
     rows = list(rows)
     names = [f.name for f in dataclasses.fields(row_type)]
     columns = {name: [getattr(row, name) for row in rows] for name in names}
-    if not rows:
+    return pa.table(columns, schema=schema(row_type))
+
+
+def write_part(folder: Path, rows: "Iterable[Any] | pa.Table", row_type: type) -> Path | None:
+    """Writes rows, or a table of them, as the folder's next part; nothing for no rows."""
+    made = rows if isinstance(rows, pa.Table) else table(rows, row_type)
+    if not made.num_rows:
         return None
-    table = pa.table(columns, schema=schema(row_type))
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(made, sink, compression="zstd", write_page_checksum=True)
     taken = [int(p.name[5:].split(".")[0]) for p in folder.glob("part-*")]
     path = folder / f"part-{max(taken, default=-1) + 1:05d}.parquet"
     write_bytes(path, sink.getvalue().to_pybytes())
     return path
 
 
-def replace_parts(folder: Path, rows: Iterable[Any], row_type: type) -> None:
-    """Writes rows as the folder's only part, for stages whose rows are made together."""
-    for path in parts(folder):
+def clear(folder: Path) -> None:
+    """Takes the parts away, for stages whose rows are made together."""
+    for path in folder.glob("part-*"):
         path.unlink()
-    write_part(folder, rows, row_type)
 
 
 def parts(folder: Path) -> list[Path]:
@@ -140,41 +146,77 @@ def whole(path: Path) -> Iterator[None]:
         ) from fault
 
 
+def batches(
+    folder: Path, columns: list[str] | None = None, paths: Iterable[Path] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The folder's rows in Arrow batches, each id once. The first column is the id.
+
+    paths: only these parts of it, by default all.
+    """
+    chosen = parts(folder) if paths is None else list(paths)
+    # A row is in two parts only where a disk was torn, so ids are kept only where that is so.
+    seen: set[str] | None = set() if _has_doubles(chosen) else None
+    for path in chosen:
+        with whole(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(columns=columns):
+                if seen is not None:
+                    fresh = []
+                    for id in batch.column(0).to_pylist():
+                        fresh.append(id not in seen)
+                        seen.add(id)
+                    batch = batch.filter(pa.array(fresh, pa.bool_()))
+                yield batch
+
+
+def _has_doubles(paths: list[Path]) -> bool:
+    if len(paths) < 2:
+        return False
+    chunks = []
+    for path in paths:
+        with whole(path):
+            first = pq.read_schema(path).names[0]
+            chunks += pq.read_table(path, columns=[first]).column(0).chunks
+    ids = pa.chunked_array(chunks)
+    return bool(pc.count_distinct(ids).as_py() != len(ids))
+
+
+def objects(batch: "pa.RecordBatch | pa.Table", row_type: Callable[..., Row]) -> Iterator[Row]:
+    """The rows of a batch; fields that it has no column for are None."""
+    hints = typing.get_type_hints(row_type)
+    got: list[Iterable[Any]] = []
+    for f in dataclasses.fields(row_type):  # type: ignore[arg-type]
+        if f.name not in batch.schema.names:
+            got.append(itertools.repeat(None, batch.num_rows))
+            continue
+        values, convert = batch.column(f.name).to_pylist(), _converter(hints[f.name])
+        got.append(values if convert is None else map(convert, values))
+    return map(row_type, *got)
+
+
 def read(folder: Path, row_type: type[Row], columns: list[str] | None = None) -> Iterator[Row]:
     """The folder's rows, each id once. With `columns`, the other fields are None.
 
     The first field is the id, and always among the columns.
     """
-    hints = typing.get_type_hints(row_type)
-    fields = [f.name for f in dataclasses.fields(row_type)]  # type: ignore[arg-type]
     if columns is not None:
-        columns = [fields[0], *(c for c in columns if c != fields[0])]
-    convert = {name: _converter(hints[name]) for name in fields}
-    seen: set[str] = set()
-    for path in parts(folder):
-        with whole(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(columns=columns):
-                got = {
-                    name: [convert[name](v) for v in batch.column(name).to_pylist()]
-                    for name in batch.schema.names
-                }
-                empty = [None] * batch.num_rows
-                for values in zip(*(got.get(name, empty) for name in fields), strict=True):
-                    if values[0] not in seen:
-                        seen.add(values[0])
-                        yield row_type(*values)
+        first = dataclasses.fields(row_type)[0].name  # type: ignore[arg-type]
+        columns = [first, *(c for c in columns if c != first)]
+    for batch in batches(folder, columns):
+        yield from objects(batch, row_type)
 
 
-def _converter(annotation: Any) -> Any:
+def _converter(annotation: Any) -> Callable[[Any], Any] | None:
+    """What makes a field's value of Arrow's; None where they are the same."""
     options = [a for a in typing.get_args(annotation) if a is not type(None)]
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         inner = _converter(options[0])
-        return lambda value: None if value is None else inner(value)
+        return inner and (lambda value: None if value is None else inner(value))
     if typing.get_origin(annotation) is tuple:
         return tuple
-    if isinstance(annotation, type) and annotation not in _ARROW:
-        return annotation
-    return lambda value: value
+    if annotation in _ARROW:
+        return None
+    # An enum: looking its members up is four times as fast as calling it.
+    return {str(member): member for member in annotation}.__getitem__
 
 
 def ids(folder: Path) -> set[str]:
@@ -183,9 +225,17 @@ def ids(folder: Path) -> set[str]:
     for path in parts(folder):
         with whole(path):
             first = pq.read_schema(path).names[0]
-            table = pq.read_table(path, columns=[first], page_checksum_verification=True)
-        found.update(table.column(0).to_pylist())
+            got = pq.read_table(path, columns=[first], page_checksum_verification=True)
+        found.update(got.column(0).to_pylist())
     return found
+
+
+def count(folder: Path) -> int:
+    """How many rows there are, each id once."""
+    paths = parts(folder)
+    if _has_doubles(paths):
+        return len(ids(folder))
+    return sum(pq.read_metadata(path).num_rows for path in paths)
 
 
 class Writer:
@@ -194,17 +244,34 @@ class Writer:
     def __init__(self, folder: Path, row_type: type, rows: int = 4096, seconds: float = 10.0):
         self.folder, self.row_type, self.rows, self.seconds = folder, row_type, rows, seconds
         self._held: list[Any] = []
+        self._tables: list[pa.Table] = []
+        self._count = 0
         self._since = time.monotonic()
 
     def add(self, row: Any) -> None:
         self._held.append(row)
-        if len(self._held) >= self.rows or time.monotonic() - self._since >= self.seconds:
+        self._count += 1
+        self.tick()
+
+    def extend(self, batch: pa.RecordBatch) -> None:
+        """Takes many rows at once, as columns."""
+        self._tables.append(pa.Table.from_batches([batch], schema(self.row_type)))
+        self._count += batch.num_rows
+        self.tick()
+
+    def tick(self) -> None:
+        """Writes what is held if it is time to; for when no rows come."""
+        if self._count >= self.rows or time.monotonic() - self._since >= self.seconds:
             self.flush()
 
     def flush(self) -> None:
         # A failed write keeps its rows, so that a second try is possible.
-        write_part(self.folder, self._held, self.row_type)
+        held = [table(self._held, self.row_type)] if self._held else []
+        if self._tables or held:
+            write_part(self.folder, pa.concat_tables([*self._tables, *held]), self.row_type)
         self._held.clear()
+        self._tables.clear()
+        self._count = 0
         self._since = time.monotonic()
 
     def __enter__(self) -> "Writer":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rft
-from rft import process, rows, rundir
+from rft import components, process, rows, rundir
 from rft.config import Experiment
 from rft.loader import dump
 from rft.plan import Node, Plan
@@ -48,7 +48,7 @@ def run(experiment: Experiment, until: str | None = None, update: bool = False) 
         _skip_note(nodes)
         wanted = _needed(nodes, until)
         while batch := _next_batch(wanted):
-            _run_batch(plan, batch, handle)
+            _run_batch(plan, batch, _beside(batch, wanted), handle)
         if until is None:
             _report(plan, handle)
     return folder
@@ -157,10 +157,26 @@ def _process_of(node: Node) -> str:
     return ""
 
 
-def _run_batch(plan: Plan, batch: list[Node], lock: int) -> None:
-    labels = ", ".join(node.label for node in batch)
-    process.say(labels if len(batch) < 4 else f"{batch[0].label} and {len(batch) - 1} more")
-    for node in batch:
+def _beside(batch: list[Node], nodes: list[Node]) -> list[Node]:
+    """Score stages that can run while these sample: their scorers are all in worker processes, so
+    that they need no memory of the GPU and no prompt as a whole."""
+    if batch[0].kind != "sample":
+        return []
+    return [
+        node
+        for node in nodes
+        if node.kind == "score"
+        and not node.done
+        and any(need in batch for need in node.needs)
+        and all(need.done or need in batch for need in node.needs)
+        and not any(components.is_stream(spec["use"]) for spec in node.job["scorers"])
+    ]
+
+
+def _run_batch(plan: Plan, batch: list[Node], beside: list[Node], lock: int) -> None:
+    labels = [node.label for node in batch + beside]
+    process.say(", ".join(labels) if len(labels) < 4 else f"{labels[0]} and {len(labels) - 1} more")
+    for node in batch + beside:
         node.dir.path.mkdir(parents=True, exist_ok=True)
         node.dir.begin(node.kind, node.inputs)
     started = time.monotonic()
@@ -169,8 +185,11 @@ def _run_batch(plan: Plan, batch: list[Node], lock: int) -> None:
             _write_prompts(node)
     else:
         launch = batch[0].job["train"]["launch"] if batch[0].kind == "train" else None
-        _spawn(plan, batch[0].kind, [node.job for node in batch], lock, launch)
-    for node in batch:
+        jobs = [(batch[0].kind, [node.job for node in batch])]
+        if beside:
+            jobs.append((beside[0].kind, [{**node.job, "follow": True} for node in beside]))
+        _spawn(plan, jobs, lock, launch)
+    for node in batch + beside:
         manifest = node.dir.manifest()
         if manifest is None:
             raise RftError(f"{node.label}: its process ended without finishing it")
@@ -218,9 +237,31 @@ def _write_prompts(node: Node) -> None:
 
 
 def _spawn(
-    plan: Plan, kind: str, jobs: list[dict[str, Any]], lock: int, launch: str | None
+    plan: Plan, batches: list[tuple[str, list[dict[str, Any]]]], lock: int, launch: str | None
 ) -> None:
-    """Runs a stage's process to its end. Raises RftError, or KeyboardInterrupt after Ctrl-C."""
+    """Runs the processes of stages side by side to their end; the first is the one that counts: if
+    it fails, the others are stopped. Raises RftError, or KeyboardInterrupt after Ctrl-C."""
+    terminal = os.dup(2)
+    children: list[tuple[str, Path, subprocess.Popen[bytes]]] = []
+    try:
+        for kind, jobs in batches:
+            children.append((kind, *_start(plan, kind, jobs, lock, launch, terminal)))
+        _wait([child for _, _, child in children])
+    finally:
+        os.close(terminal)
+    for kind, log, child in children:
+        _check_end(kind, log, child.returncode)
+
+
+def _start(
+    plan: Plan,
+    kind: str,
+    jobs: list[dict[str, Any]],
+    lock: int,
+    launch: str | None,
+    terminal: int,
+) -> tuple[Path, subprocess.Popen[bytes]]:
+    """Starts a stage's process; its log, and the process."""
     logs = plan.folder / "logs"
     stamp = time.strftime("%m%d-%H%M%S")
     log = logs / f"{stamp}-{kind}.log"
@@ -229,53 +270,63 @@ def _spawn(
     command = [sys.executable, "-m", f"rft.stages.{kind}", str(job_file)]
     if kind == "train":
         command = _accelerate(launch) + command[1:]
-    terminal = os.dup(2)
-    try:
-        with open(log, "wb") as out:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                pass_fds=(terminal, lock),
-                env={
-                    **os.environ,
-                    **_environment(),
-                    "RFT_TERMINAL": str(terminal),
-                    "RFT_PARENT": str(os.getpid()),
-                },
-            )
-            _wait(child)
-    finally:
-        os.close(terminal)
-    if child.returncode == process.INTERRUPTED:
+    with open(log, "wb") as out:
+        return log, subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            pass_fds=(terminal, lock),
+            env={
+                **os.environ,
+                **_environment(),
+                "RFT_TERMINAL": str(terminal),
+                "RFT_PARENT": str(os.getpid()),
+            },
+        )
+
+
+def _check_end(kind: str, log: Path, code: int) -> None:
+    if code == process.INTERRUPTED:
         raise KeyboardInterrupt
-    if child.returncode:
+    if code:
         told = log.read_text(errors="replace").splitlines()[-12:]
-        by = "" if child.returncode > 0 else f" by {signal.Signals(-child.returncode).name}"
+        by = "" if code > 0 else f" by {signal.Signals(-code).name}"
         # An RftError was printed by the stage itself; anything else is shown from its log.
-        if child.returncode == 2:
+        if code == 2:
             raise RftError(f"the {kind} stage stopped (above); its log is {log}")
         raise RftError(
-            f"the {kind} stage was ended{by} (exit code {child.returncode}). Finished rows are "
+            f"the {kind} stage was ended{by} (exit code {code}). Finished rows are "
             f"kept; the same command goes on from there. Last lines of {log}:\n"
             + "\n".join(f"  | {line}" for line in told)
         )
 
 
-def _wait(child: subprocess.Popen[bytes]) -> None:
-    """Waits; after Ctrl-C, which the child gets too, lets it write what it holds."""
+def _wait(children: list[subprocess.Popen[bytes]]) -> None:
+    """Waits for the first child and, unless it failed, for the others; after Ctrl-C, which they get
+    too, lets them write what they hold."""
     try:
-        child.wait()
+        if children[0].wait() == 0:
+            for child in children[1:]:
+                child.wait()
+        else:
+            _stop(children[1:])
     except KeyboardInterrupt:
         process.say("\nstopping: writing what is finished ...")
+        _stop(children)
+        raise
+
+
+def _stop(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.send_signal(signal.SIGTERM)
+    until = time.monotonic() + STOP_S
+    for child in children:
         try:
-            child.send_signal(signal.SIGTERM)
-            child.wait(timeout=STOP_S)
+            child.wait(timeout=max(until - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-        raise
 
 
 def _accelerate(launch: str | None) -> list[str]:
@@ -345,4 +396,4 @@ def _report(plan: Plan, lock: int) -> None:
         "k": experiment.eval.k,
         "arms": entries,
     }
-    _spawn(plan, "report", [job], lock, None)
+    _spawn(plan, [("report", [job])], lock, None)

@@ -11,16 +11,15 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from rft.types import RftError
 
-In = TypeVar("In")
-Out = TypeVar("Out")
+START_S = 120
+"""Seconds that a worker has to start in."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,16 @@ class Failure:
 
 
 @dataclass
-class _Worker(Generic[In]):
+class _Worker:
     process: Any
     pipe: Connection
     begun: Any
     """Shared count of items begun in this chunk."""
-    chunk: list[In] = field(default_factory=list)
+    since: float
+    """When that count changed last, or when the worker was started."""
+    started: bool = False
+    chunk: Any = None
     seen: int = 0
-    since: float = 0.0
 
 
 def _serve(
@@ -57,45 +58,66 @@ def _serve(
         pipe.send(Failure("error", f"{type(fault).__name__}: {fault}"))
         raise
     pipe.send(None)
+
+    def begin(i: int) -> None:
+        begun.value = i + 1
+
     while True:
         try:
             chunk = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        results = []
-        for i, item in enumerate(chunk, 1):
-            begun.value = i
-            try:
-                results.append(work(item))
-            except Exception as fault:
-                results.append(Failure("error", f"{type(fault).__name__}: {fault}"))
+        try:
+            results = work(chunk, begin)
+        except Exception as fault:
+            results = Failure("error", f"{type(fault).__name__}: {fault}")
         pipe.send(results)
 
 
 def run(
-    make: Callable[..., Callable[[In], Out]],
+    make: Callable[..., Callable[[Any, Callable[[int], None]], Any]],
     args: tuple[Any, ...],
-    items: Iterable[In],
+    chunks: Iterable[Any],
     *,
     workers: int,
     timeout_s: float,
     memory_gb: float = 4.0,
-    chunk: int = 256,
-) -> Iterator[tuple[In, Out | Failure]]:
-    """Yields (item, result or Failure) for each item, in any order.
+) -> Iterator[tuple[Any, Any]]:
+    """Yields (chunk, results) for chunks of items as they are done, in any order.
 
-    make(*args) is called once in each worker process and gives the function that is applied to the
-    items; it must be importable, as must be all that args and items hold. timeout_s: seconds that
-    one item may take. memory_gb: how much a worker may allocate on top of what it holds after
-    `make` (GiB); beyond, an item fails with MemoryError or `crashed`. Raises
-    RftError if `make` itself fails.
+    make(*args) is called once in each worker process and gives `work(chunk, begin)`, which returns
+    the results of a chunk and calls `begin(i)` before it starts item i. A chunk is anything that has
+    a length, can be sliced and pickled, for instance a list. If an item hangs, crashes or raises,
+    the chunk comes back in pieces: (chunk[i : i + 1], Failure) for the item, and the rest with
+    results; so results of items before it are made twice.
+
+    make must be importable, as must be all that args and chunks hold. chunks: pulled as there is
+    room; None stands for "none for the moment", and is asked again. timeout_s: seconds that one item
+    may take. memory_gb: how much a worker may allocate on top of what it holds after `make` (GiB);
+    beyond, an item fails with MemoryError or `crashed`. Raises RftError if `make` itself fails.
     """
     context = mp.get_context("spawn")
-    source = iter(items)
-    retry: deque[list[In]] = deque()
-    live: list[_Worker[In]] = []
+    source = iter(chunks)
+    retry: deque[Any] = deque()
+    live: list[_Worker] = []
+    is_open = True
 
-    def start() -> _Worker[In]:
+    def pull() -> Any:
+        """The next chunk; None if there is none, now or ever."""
+        nonlocal is_open
+        while retry or is_open:
+            if retry:
+                return retry.popleft()
+            try:
+                chunk = next(source)
+            except StopIteration:
+                is_open = False
+                return None
+            if chunk is None or len(chunk):
+                return chunk
+        return None
+
+    def start() -> _Worker:
         ours, theirs = context.Pipe()
         begun = context.Value("l", 0, lock=False)
         process = context.Process(
@@ -103,70 +125,88 @@ def run(
         )
         process.start()
         theirs.close()
-        worker: _Worker[In] = _Worker(process, ours, begun)
-        try:
-            ready = ours.recv() if ours.poll(120) else Failure("error", "it did not start in 120 s")
-        except (EOFError, ConnectionResetError):
-            process.join()
-            ready = Failure("crashed", f"it ended with exit code {process.exitcode}")
-        if isinstance(ready, Failure):
-            process.kill()
-            raise RftError(f"a worker process could not start: {ready.detail}")
-        return worker
+        return _Worker(process, ours, begun, time.monotonic())
 
-    def stop(worker: _Worker[In]) -> None:
+    def stop(worker: _Worker) -> None:
+        live.remove(worker)
         worker.process.kill()
         worker.process.join()
         worker.pipe.close()
 
-    def feed(worker: _Worker[In]) -> bool:
-        worker.chunk = retry.popleft() if retry else list(islice(source, chunk))
-        if worker.chunk:
-            worker.begun.value, worker.seen, worker.since = 0, 0, time.monotonic()
-            worker.pipe.send(worker.chunk)
-        return bool(worker.chunk)
+    def hand(worker: _Worker, chunk: Any) -> None:
+        worker.begun.value, worker.seen, worker.since = 0, 0, time.monotonic()
+        worker.chunk = chunk
+        worker.pipe.send(chunk)
 
+    def check_start(worker: _Worker) -> None:
+        """Reads a new worker's first word."""
+        try:
+            fault = worker.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            worker.process.join()
+            fault = Failure("crashed", f"it ended with exit code {worker.process.exitcode}")
+        if fault:
+            raise RftError(f"a worker process could not start: {fault.detail}")
+        worker.started = True
+
+    def split(worker: _Worker, failure: Failure) -> tuple[Any, Failure]:
+        # The count is of items begun: the last of them is the one that failed.
+        at = max(worker.begun.value, 1) - 1
+        chunk, worker.chunk = worker.chunk, None
+        retry.extend(part for part in (chunk[:at], chunk[at + 1 :]) if len(part))
+        return chunk[at : at + 1], failure
+
+    waiting: deque[Any] = deque()  # chunks that workers are being started for
     try:
-        for _ in range(workers):
-            worker = start()
-            if not feed(worker):
-                stop(worker)
-                break
-            live.append(worker)
-        while live:
-            ready = wait([w.pipe for w in live], timeout=min(timeout_s / 4, 1.0))
-            for worker in list(live):
-                failed = None
+        while True:
+            for worker in [w for w in live if w.started and w.chunk is None]:
+                chunk = waiting.popleft() if waiting else pull()
+                if chunk is None:
+                    break
+                hand(worker, chunk)
+            while len(live) < workers and all(w.chunk is not None for w in live if w.started):
+                if len(waiting) <= sum(not w.started for w in live):
+                    chunk = pull()
+                    if chunk is None:
+                        break
+                    waiting.append(chunk)
+                live.append(start())
+            busy = [w for w in live if not w.started or w.chunk is not None]
+            if not (busy or waiting or retry or is_open):
+                return
+            # Soon again where more may come that nobody waits for.
+            soon = 0.05 if is_open and len(busy) < workers else min(timeout_s / 4, 1.0)
+            if not busy:
+                time.sleep(soon)
+            ready = wait([w.pipe for w in busy], timeout=soon) if busy else []
+            for worker in busy:
                 # Asked again: the consumer of an earlier yield may have taken longer than a deadline.
                 if worker.pipe in ready or worker.pipe.poll():
+                    if not worker.started:
+                        check_start(worker)
+                        continue
                     try:
                         results = worker.pipe.recv()
                     except (EOFError, ConnectionResetError):
-                        failed = "crashed"
-                    else:
-                        yield from zip(worker.chunk, results, strict=True)
-                        if not feed(worker):
-                            live.remove(worker)
-                            stop(worker)
+                        stop(worker)
+                        yield split(worker, Failure("crashed"))
                         continue
+                    if isinstance(results, Failure):
+                        yield split(worker, results)
+                        continue
+                    chunk, worker.chunk = worker.chunk, None
+                    next_chunk = pull()  # it works on while this one's results are consumed
+                    if next_chunk is not None:
+                        hand(worker, next_chunk)
+                    yield chunk, results
+                elif not worker.started:
+                    if time.monotonic() - worker.since > START_S:
+                        raise RftError(f"a worker process did not start in {START_S} s")
                 elif worker.begun.value != worker.seen:
                     worker.seen, worker.since = worker.begun.value, time.monotonic()
                 elif time.monotonic() - worker.since > timeout_s:
-                    failed = "timeout"
-                if failed:
-                    live.remove(worker)
                     stop(worker)
-                    # The count is of items begun: the last of them is the one that failed.
-                    at = max(worker.begun.value, 1) - 1
-                    yield worker.chunk[at], Failure(failed)
-                    retry.extend(
-                        part for part in (worker.chunk[:at], worker.chunk[at + 1 :]) if part
-                    )
-                    fresh = start()
-                    if feed(fresh):
-                        live.append(fresh)
-                    else:
-                        stop(fresh)
+                    yield split(worker, Failure("timeout"))
     finally:
-        for worker in live:
+        for worker in list(live):
             stop(worker)

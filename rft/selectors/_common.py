@@ -1,8 +1,9 @@
 """What several selectors share: a fixed order, an order by chance, and checks of their arguments."""
 
 import functools
+import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 from rft.types import Group, Scored, digest
@@ -20,10 +21,14 @@ def sampled(rows: Iterable[Scored]) -> list[Scored]:
     return [row for row in rows if not row.is_reference]
 
 
-def drawn(rows: Iterable[Scored], count: int, seed: int) -> set[str]:
-    """Ids of `count` rows, by chance: it follows from their ids and the seed, not their order."""
-    ids = (row.candidate.id for row in rows)
-    return set(sorted(ids, key=lambda id: digest(id, seed))[:count])
+def ids(group: Group) -> Iterator[str]:
+    """Ids of a group's sampled candidates."""
+    return (row.candidate.id for row in sampled(group.rows))
+
+
+def drawn(ids: Iterable[str], count: int, seed: int) -> set[str]:
+    """`count` ids by chance: it follows from the ids and the seed, not from their order."""
+    return set(heapq.nsmallest(count, ids, key=lambda id: digest(id, seed)))
 
 
 def value(row: Scored) -> float | None:
@@ -32,16 +37,20 @@ def value(row: Scored) -> float | None:
     return None if number is None or math.isnan(number) else number
 
 
-def best(rows: Iterable[Scored], count: int) -> set[str]:
-    """Ids of the `count` rows of the highest value; ties go by a hash of the id."""
-    valued = [(-v, digest(row.candidate.id), row) for row in rows if (v := value(row)) is not None]
-    valued.sort(key=lambda item: item[:2])
-    return {row.candidate.id for _, _, row in valued[:count]}
+def best(values: Iterable[tuple[float, str]], count: int) -> set[str]:
+    """Ids of the `count` highest values, given as (value, id); ties go by a hash of the id."""
+    valued = ((-v, digest(id), id) for v, id in values)
+    return {id for _, _, id in heapq.nsmallest(count, valued)}
+
+
+def valued(rows: Iterable[Scored]) -> Iterator[tuple[float, str]]:
+    """(value, id) of the rows that have a value."""
+    return ((v, row.candidate.id) for row in rows if (v := value(row)) is not None)
 
 
 def length(row: Scored, unit: str) -> int:
     """A candidate's length in `tokens` or `characters`."""
-    return len(row.candidate.token_ids if unit == "tokens" else row.candidate.text)
+    return row.tokens if unit == "tokens" else len(row.candidate.text)
 
 
 def checked(check: Check) -> Callable[[Selecting], Selecting]:

@@ -48,7 +48,7 @@ def balance(
     and raises ValueError if all are correct already. By length or kind it takes what it is given.
     Which candidates stay is chance, by their ids and the seed; the others are dropped as `over_bin`,
     or `over_quota` with DART's targets. References do not count, and stay as `correct` keeps them.
-    Holds the whole set with `target: even`; DART's targets hold one prompt.
+    With `target: even` it goes over the whole set several times; DART's targets hold one prompt.
 
     by: `difficulty`, `length`, or `kind`, the label of a prompt, for instance its topic.
     target: `even`: as many candidates of each bin. `uniform`: k of each prompt. `prop2diff`: of each
@@ -65,24 +65,27 @@ def balance(
         assert k is not None
         yield from _quotas(groups, target, k, seed)
         return
-    held = list(groups)
     if by == "difficulty":
-        _require_failures(sum(_failed(group) for group in held), held)
-    binned: dict[Hashable, list[Scored]] = defaultdict(list)
-    for row, bin in _bins(held, by, bins, unit):
+        _require_failures(sum(map(_failed, groups)), groups)
+    binned: dict[Hashable, list[str]] = defaultdict(list)
+    for row, bin in _bins(groups, by, bins, unit):
         if by != "difficulty" or not row.fault:
-            binned[bin].append(row)
+            binned[bin].append(row.candidate.id)
     if per_bin is None:
         per_bin = statistics.median_low(map(len, binned.values())) if binned else 1
-    chosen = {id for rows in binned.values() for id in drawn(rows, per_bin, seed)}
-    for group in held:
+    chosen = {id for ids in binned.values() for id in drawn(ids, per_bin, seed)}
+    for group in groups:
         yield from _choices(group, chosen, by == "difficulty", "over_bin")
 
 
-def _bins(groups: list[Group], by: str, bins: int, unit: str) -> Iterator[tuple[Scored, Hashable]]:
+def _bins(
+    groups: Iterable[Group], by: str, bins: int, unit: str
+) -> Iterator[tuple[Scored, Hashable]]:
     """Each sampled row with its bin."""
-    lengths = [length(row, unit) for group in groups for row in sampled(group.rows)]
-    least, most = (min(lengths), max(lengths)) if lengths else (0, 0)
+    least = most = 0
+    if by == "length":
+        lengths = [length(row, unit) for group in groups for row in sampled(group.rows)]
+        least, most = (min(lengths), max(lengths)) if lengths else (0, 0)
     for group in groups:
         rows, failed = sampled(group.rows), _failed(group)
         for row in rows:
@@ -105,7 +108,7 @@ def _quotas(groups: Iterable[Group], target: str, k: int, seed: int) -> Iterator
         # Half rounds up.
         share = (2 * k * failed + len(rows)) // (2 * len(rows)) if rows else 0
         quota = k if target == "uniform" else max(1, share)
-        chosen = drawn((row for row in rows if not row.fault), quota, seed)
+        chosen = drawn((r.candidate.id for r in rows if not r.fault), quota, seed)
         yield from _choices(group, chosen, True, "over_quota")
     if target == "prop2diff":
         _require_failures(failures, seen)
@@ -115,7 +118,7 @@ def _failed(group: Group) -> int:
     return sum(row.fault is not None for row in sampled(group.rows))
 
 
-def _require_failures(failures: int, groups: list[Group]) -> None:
+def _require_failures(failures: int, groups: Iterable[Group]) -> None:
     if not failures and any(sampled(group.rows) for group in groups):
         raise ValueError(
             "every candidate is correct, so all prompts look equally easy: put balance in the place "

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from rft.selectors import _common
 from rft.selectors._common import checked, sampled
-from rft.types import Choice, Group, Scored, digest
+from rft.types import Choice, Group, digest
 
 
 def _fits(args: dict[str, Any]) -> None:
@@ -37,8 +37,8 @@ def length(
 
     Verdicts play no part: after `correct` these are the shortest correct ones. Drops the others as
     `not_shortest`, or `too_short` and `too_long`. Ties among the shortest go by a hash of the
-    candidate's id; a candidate as long as the band's edge is inside. With `over: all` it holds the
-    whole set.
+    candidate's id; a candidate as long as the band's edge is inside. With `over: all` it goes over
+    the whole set twice.
 
     prefer: the `shortest` of each prompt, or a `band` of lengths.
     k: with `shortest`, most sampled candidates to keep of one prompt.
@@ -60,15 +60,22 @@ def length(
                 yield row, None if kept else "not_shortest"
     elif over == "prompt":
         for group in groups:
-            yield from _band(group.rows, low, high, unit)
+            yield from _band(group, _edges([group], low, high, unit), unit)
     else:
-        yield from _band([row for group in groups for row in group.rows], low, high, unit)
+        edges = _edges(groups, low, high, unit)
+        for group in groups:
+            yield from _band(group, edges, unit)
 
 
-def _band(rows: Iterable[Scored], low: float, high: float, unit: str) -> Iterator[Choice]:
-    lengths = [_common.length(row, unit) for row in sampled(rows)]
-    least, most = np.quantile(lengths, [low, high]) if lengths else (0, 0)
-    for row in rows:
+def _edges(groups: Iterable[Group], low: float, high: float, unit: str) -> Any:
+    """The lengths at the band's two quantiles."""
+    lengths = [_common.length(row, unit) for group in groups for row in sampled(group.rows)]
+    return np.quantile(lengths, [low, high]) if lengths else (0, 0)
+
+
+def _band(group: Group, edges: Any, unit: str) -> Iterator[Choice]:
+    least, most = edges
+    for row in group.rows:
         if row.is_reference:
             yield row, None
             continue

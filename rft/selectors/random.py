@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rft.selectors._common import checked, drawn, exactly_one, sampled
-from rft.types import Choice, Group, Scored
+from rft.selectors._common import checked, drawn, exactly_one, ids
+from rft.types import Choice, Group
 
 
 @checked(exactly_one("rows", "per_prompt"))
@@ -27,25 +27,25 @@ def random(
     seed: another one gives another choice; by default the experiment's seed.
 
     Drops the others as `not_drawn`. The choice depends on the candidates' ids and the seed alone,
-    not on their order. With `rows` it holds the whole set, since a choice over all prompts cannot be
-    made one prompt at a time, and raises ValueError if there are fewer candidates than rows: a
+    not on their order. With `rows` it goes over the whole set twice, since a choice over all prompts
+    cannot be made one prompt at a time, and raises ValueError if there are fewer candidates than rows: a
     smaller control would not be matched.
     """
     if per_prompt is not None:
         for group in groups:
-            yield from _draw(group.rows, per_prompt, seed)
+            yield from _choices(group, drawn(ids(group), per_prompt, seed))
         return
     assert rows is not None
-    everything = [row for group in groups for row in group.rows]
-    there = len(sampled(everything))
-    if rows > there:
-        raise ValueError(f"{rows} rows are asked for, and there are {there} candidates")
-    yield from _draw(everything, rows, seed)
+    everything = [id for group in groups for id in ids(group)]
+    if rows > len(everything):
+        raise ValueError(f"{rows} rows are asked for, and there are {len(everything)} candidates")
+    chosen = drawn(everything, rows, seed)
+    for group in groups:
+        yield from _choices(group, chosen)
 
 
-def _draw(rows: Iterable[Scored], count: int, seed: int) -> Iterator[Choice]:
-    chosen = drawn(sampled(rows), count, seed)
-    for row in rows:
+def _choices(group: Group, chosen: set[str]) -> Iterator[Choice]:
+    for row in group.rows:
         if row.is_reference:
             yield row, row.fault
         else:

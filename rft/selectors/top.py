@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rft.selectors._common import best, sampled, value
+from rft.selectors._common import best, sampled, value, valued
 from rft.types import Choice, Group
 
 
@@ -18,7 +18,7 @@ def top(groups: Iterable[Group], *, k: Annotated[int, Field(ge=1)] = 1) -> Itera
     k: most sampled candidates to keep of one prompt.
     """
     for group in groups:
-        chosen = best(sampled(group.rows), k)
+        chosen = best(valued(sampled(group.rows)), k)
         for row in group.rows:
             if row.is_reference or row.candidate.id in chosen:
                 yield row, None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rft.selectors._common import best, checked, exactly_one, sampled, value
+from rft.selectors._common import best, checked, exactly_one, sampled, value, valued
 from rft.types import Choice, Group
 
 
@@ -20,7 +20,7 @@ def top_overall(
     """Keeps the sampled candidates with the highest value of all prompts; references stay.
 
     Drops the others as `not_top`, and as `no_value` where the scorers gave no number. Ties go by a
-    hash of the candidate's id. Holds the whole set. Raises ValueError if fewer candidates than
+    hash of the candidate's id. Goes over the whole set twice. Raises ValueError if fewer candidates than
     `rows` have a value: an arm that is matched with another would silently be smaller.
 
     rows: how many to keep: a number, or `arm:NAME` in YAML for as many sampled rows as that arm
@@ -28,15 +28,17 @@ def top_overall(
     share: how many to keep, as a share of the sampled candidates with a value, rounded up. Give
     either this or `rows`.
     """
-    everything = [row for group in groups for row in group.rows]
-    there = sum(value(row) is not None for row in sampled(everything))
+    # Twice over the groups: first their values, then the choice.
+    values = [pair for group in groups for pair in valued(sampled(group.rows))]
+    there = len(values)
     if rows is not None and rows > there:
         raise ValueError(f"{rows} rows are asked for, and {there} candidates have a value")
     # 0.07 * 100 is 7.000000000000001, of which the last digit is not to be rounded up.
     count = rows if rows is not None else math.ceil(round((share or 0) * there, 9))
-    chosen = best(sampled(everything), count)
-    for row in everything:
-        if row.is_reference or row.candidate.id in chosen:
-            yield row, None
-        else:
-            yield row, "no_value" if value(row) is None else "not_top"
+    chosen = best(values, count)
+    for group in groups:
+        for row in group.rows:
+            if row.is_reference or row.candidate.id in chosen:
+                yield row, None
+            else:
+                yield row, "no_value" if value(row) is None else "not_top"

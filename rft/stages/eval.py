@@ -24,7 +24,8 @@ def run(jobs: list[dict[str, Any]]) -> None:
             _problem(prompt_id, sorted(got, key=lambda c: c.index), scores)
             for prompt_id, got in sorted(by_problem.items())
         ]
-        rows.replace_parts(folder, problems, ProblemRow)
+        rows.clear(folder)
+        rows.write_part(folder, problems, ProblemRow)
         samples = sum(p.n for p in problems)
         StageDir(folder).commit(
             time.monotonic() - started,

@@ -1,146 +1,558 @@
 """Stage 3: what each scorer says of each candidate.
 
-Truncated candidates are settled here, before any scorer sees them: whatever their text holds, they
-are `unknown: truncated`. Scorers run in worker processes with a deadline; a scorer that hangs,
-crashes or raises makes that candidate unknown and nothing else. Verdicts are combined by Kleene's
-strong conjunction: correct if all say so, wrong if any does, else unknown.
+Candidates go to worker processes as columns, straight from the parts on disk, and scorers run there
+with a deadline; one that hangs, crashes or raises makes that candidate unknown and nothing else.
+Scorers that batch or wait (`StreamScorer`: a model, a server) pull candidates in this process. Where
+the arm allows it, this stage runs beside the one that samples, and scores parts as they are written.
+
+Truncated candidates are settled before any scorer sees them: whatever their text holds, they are
+`unknown: truncated`. rft/combine.py makes one verdict of several.
 """
 
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from rft import components, process, rows, workers
-from rft.config import Component
+from rft.combine import combine, settled
+from rft.config import Combine, Component
+from rft.groups import Partitions, Source
 from rft.rundir import StageDir
-from rft.types import Candidate, Finish, Prompt, RftError, Score, Scorer, ScoreRow, Verdict
+from rft.types import (
+    Candidate,
+    Finish,
+    Prompt,
+    RftError,
+    Score,
+    ScoreRow,
+    StreamScorer,
+    Verdict,
+    digest,
+)
 
 TIMEOUT_S = 10.0
-"""Seconds that all scorers together may spend on one candidate."""
+"""Seconds that the scorers in worker processes may together spend on one candidate."""
 
+CHUNK_S = 0.25
+"""Seconds of work to give a worker at a time."""
+
+COLUMNS = ["id", "prompt_id", "index", "text", "finish", "logprob"]
+"""What scorers see of a candidate."""
+
+Specs = list[dict[str, Any]]
 Pair = tuple[Prompt, Candidate]
+Scores = list[Score | None]
 
 
-def load_scorers(specs: list[dict[str, Any]]) -> Callable[[Pair], list[Score]]:
-    """The scorers of a config's `score:` as one function of a (prompt, candidate) pair."""
-    made: list[Scorer] = [components.make("scorers", Component(**spec)) for spec in specs]
+@dataclass(frozen=True)
+class Chunk:
+    """Candidates as columns, with their prompts."""
 
-    def judge(pair: Pair) -> list[Score]:
-        scores = [scorer(*pair) for scorer in made]
-        for spec, score in zip(specs, scores, strict=True):
-            # Checked in the worker, so that a faulty scorer costs its verdicts and not the run.
-            if not isinstance(score, Score) or score.verdict not in list(Verdict):
-                raise TypeError(f"{spec['use']} returned {score!r:.80}, not a Score")
-            if not isinstance(score.extracted, str | None):
-                raise TypeError(f"{spec['use']}: Score.extracted is {score.extracted!r:.80}")
+    prompts: dict[str, Prompt]
+    batch: pa.RecordBatch
+    stage: int = 0
+    """Which of the stages that are scored together it is of."""
+
+    def __len__(self) -> int:
+        return int(self.batch.num_rows)
+
+    def __getitem__(self, part: slice) -> "Chunk":
+        return Chunk(self.prompts, self.batch[part], self.stage)
+
+
+@dataclass
+class _Row:
+    """A candidate on its way through several scorers."""
+
+    prompt: Prompt
+    candidate: Candidate
+    scores: Scores = field(default_factory=list)
+    """Of the scorers so far; None where one was not asked."""
+
+
+@dataclass
+class Pace:
+    """How large the next chunk should be: small enough for both cores to end together."""
+
+    done: int = 0
+    begun: float = field(default_factory=time.monotonic)
+
+    def rows(self) -> int:
+        rate = self.done / max(time.monotonic() - self.begun, 1e-3)
+        return min(max(int(rate * CHUNK_S), 32), 4096)
+
+
+# In the workers ----------------------------------------------------------------------------------
+
+
+def load_scorers(
+    specs: Specs, rule: Combine, alone: bool
+) -> Callable[[Any, Callable[[int], None]], Any]:
+    """What a worker does with a chunk, or with a list of rows.
+
+    alone: there are no other scorers, so the verdicts are final: the result is a batch of score
+    rows. Otherwise it is what the scorers said, one list for each row.
+    """
+    made = [components.make("scorers", Component(**spec)) for spec in specs]
+
+    def ask(prompt: Prompt, candidate: Candidate, before: Sequence[Score | None]) -> Scores:
+        scores: Scores = []
+        for spec, scorer in zip(specs, made):
+            if scores and settled(rule, [*before, *scores]):
+                scores.append(None)
+                continue
+            try:
+                scores.append(_checked(scorer(prompt, candidate), spec["use"]))
+            except Exception as fault:
+                scores.append(Score(Verdict.UNKNOWN, "error", f"{type(fault).__name__}: {fault}"))
         return scores
 
-    return judge
+    def work(chunk: Any, begin: Callable[[int], None]) -> Any:
+        results = []
+        for i, (prompt, candidate, before) in enumerate(_members(chunk)):
+            begin(i)
+            results.append(ask(prompt, candidate, before))
+        return _final(chunk, rule, results) if alone else results
+
+    return work
 
 
-def combine(scores: list[Score]) -> Score:
-    """One score of several: the first wrong one, else the first unknown one, else the first."""
-    for verdict in (Verdict.WRONG, Verdict.UNKNOWN):
-        for score in scores:
-            if score.verdict is verdict:
-                return score
-    return scores[0]
+def _members(chunk: Any) -> Iterator[tuple[Prompt, Candidate, Sequence[Score | None]]]:
+    if isinstance(chunk, Chunk):
+        for candidate in rows.objects(chunk.batch, Candidate):
+            yield chunk.prompts[candidate.prompt_id], candidate, ()
+    else:
+        for row in chunk:
+            yield row.prompt, row.candidate, row.scores
+
+
+def _checked(score: Any, use: str) -> Score:
+    # Checked here, so that a faulty scorer costs its verdicts and not the run.
+    if not isinstance(score, Score) or not isinstance(score.verdict, Verdict):
+        raise TypeError(f"{use} returned {score!r:.80}, not a Score")
+    if not isinstance(score.extracted, str | None):
+        raise TypeError(f"{use}: Score.extracted is {score.extracted!r:.80}")
+    if not isinstance(score.value, float | int | None):
+        raise TypeError(f"{use}: Score.value is {score.value!r:.80}")
+    return score
+
+
+# Batches of score rows ---------------------------------------------------------------------------
+
+
+def _final(chunk: Chunk, rule: Combine, told: list[Scores]) -> pa.RecordBatch:
+    """Score rows of a chunk, given what the scorers said of each candidate."""
+    if len(told[0]) == 1:
+        scores = [each[0] for each in told]
+    else:
+        scores = [combine(rule, each) for each in told]
+    return _batch(chunk.batch.column("id"), chunk.batch.column("prompt_id"), scores, told)
+
+
+def _batch(ids: Any, prompt_ids: Any, scores: Sequence[Any], told: list[Scores]) -> pa.RecordBatch:
+    columns = [
+        ids,
+        prompt_ids,
+        [s.verdict for s in scores],
+        [s.reason for s in scores],
+        [s.extracted for s in scores],
+        [s.value for s in scores],
+        # Of a single scorer the row itself tells what it said.
+        ["" if len(each) == 1 else _json(each) for each in told],
+    ]
+    return pa.record_batch(
+        [
+            pa.array(column, f.type) if isinstance(column, list) else column
+            for column, f in zip(columns, rows.schema(ScoreRow))
+        ],
+        schema=rows.schema(ScoreRow),
+    )
+
+
+def _json(told: Scores) -> str:
+    listed = [s and [str(s.verdict), s.reason, s.extracted, s.value] for s in told]
+    return json.dumps(listed, ensure_ascii=False)
+
+
+def _split_truncated(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """The candidates to be scored, and the score rows of those that were cut off."""
+    cut = pc.equal(batch.column("finish"), str(Finish.LENGTH))
+    of = batch.filter(cut)
+    score = Score(Verdict.UNKNOWN, "truncated")
+    told: list[Scores] = [[score]] * of.num_rows
+    final = _batch(of.column("id"), of.column("prompt_id"), [score] * of.num_rows, told)
+    return batch.filter(pc.invert(cut)), final
+
+
+# Scorers one after the other ---------------------------------------------------------------------
+
+
+def _mixed(
+    chunks: Iterator[Chunk | None],
+    specs: Specs,
+    rule: Combine,
+    made: dict[int, StreamScorer],
+    counts: Counter[str],
+) -> Iterator[pa.RecordBatch]:
+    """Batches of score rows of the chunks' candidates, in any order.
+
+    chunks: None among them means that there is nothing for the moment. made: the stream scorers, by
+    their place in specs. counts: how many candidates each prompt has, for scorers that want them all.
+    """
+    flow: Iterator[list[_Row] | None] = (_as_rows(chunk) for chunk in chunks)
+    for is_pool, places in groupby(range(len(specs)), key=lambda i: i not in made):
+        each = list(places)
+        if is_pool:
+            flow = _pooled([specs[i] for i in each], rule, flow)
+        else:
+            for i in each:
+                if made[i].whole_prompts:
+                    flow = _gathered(flow, counts)
+                flow = _streamed(specs[i]["use"], made[i], rule, flow)
+    for done in flow:
+        if done:
+            ids = [row.candidate.id for row in done]
+            final = [combine(rule, row.scores) for row in done]
+            prompt_ids = [row.candidate.prompt_id for row in done]
+            yield _batch(ids, prompt_ids, final, [row.scores for row in done])
+
+
+def _pool(args: tuple[Any, ...], chunks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    count = min(len(os.sched_getaffinity(0)), 16)
+    return workers.run(load_scorers, args, chunks, workers=count, timeout_s=TIMEOUT_S)
+
+
+def _failed(failure: workers.Failure, of: int) -> Scores:
+    return [Score(Verdict.UNKNOWN, failure.reason, failure.detail or None), *([None] * (of - 1))]
+
+
+def _alone(
+    chunks: Iterator[Chunk | None], specs: Specs, rule: Combine
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Batches of score rows, each with its stage, by scorers that all run in worker processes."""
+    for chunk, got in _pool((specs, rule, True), chunks):
+        if isinstance(got, workers.Failure):
+            got = _final(chunk, rule, [_failed(got, len(specs))])
+        yield chunk.stage, got
+
+
+def _as_rows(chunk: Chunk | None) -> list[_Row] | None:
+    if chunk is None:
+        return None
+    return [_Row(prompt, candidate) for prompt, candidate, _ in _members(chunk)]
+
+
+def _pooled(
+    specs: Specs, rule: Combine, source: Iterator[list[_Row] | None]
+) -> Iterator[list[_Row]]:
+    passed: list[_Row] = []
+
+    def asked() -> Iterator[list[_Row] | None]:
+        for some in source:
+            yield some and _ask(some, rule, passed, len(specs))
+
+    for some, got in _pool((specs, rule, False), asked()):
+        if isinstance(got, workers.Failure):
+            got = [_failed(got, len(specs))]
+        for row, told in zip(some, got, strict=True):
+            row.scores.extend(told)
+        yield some
+        yield from _drain(passed)
+    yield from _drain(passed)
+
+
+def _ask(some: list[_Row], rule: Combine, passed: list[_Row], of: int) -> list[_Row]:
+    """The rows whose verdict is open; the others go to `passed`."""
+    asked = []
+    for row in some:
+        if row.scores and settled(rule, row.scores):
+            row.scores.extend([None] * of)
+            passed.append(row)
+        else:
+            asked.append(row)
+    return asked
+
+
+def _drain(passed: list[_Row]) -> Iterator[list[_Row]]:
+    if passed:
+        yield passed[:]
+        passed.clear()
+
+
+def _gathered(
+    source: Iterator[list[_Row] | None], counts: Counter[str]
+) -> Iterator[list[_Row] | None]:
+    """The rows of a prompt once they are all there."""
+    held: dict[str, list[_Row]] = defaultdict(list)
+    for some in source:
+        if some is None:
+            yield None
+            continue
+        for row in some:
+            prompt_id = row.prompt.id
+            held[prompt_id].append(row)
+            if len(held[prompt_id]) == counts[prompt_id]:
+                yield held.pop(prompt_id)
+    assert not held, "a prompt has fewer candidates than were counted"
+
+
+def _streamed(
+    use: str, scorer: StreamScorer, rule: Combine, source: Iterator[list[_Row] | None]
+) -> Iterator[list[_Row]]:
+    held: dict[str, _Row] = {}
+    passed: list[_Row] = []
+
+    def groups() -> Iterator[tuple[Prompt, list[Candidate]]]:
+        for some in source:
+            if some is None:
+                time.sleep(0.1)
+                continue
+            asked = _ask(some, rule, passed, 1)
+            asked.sort(key=lambda row: (row.prompt.id, row.candidate.index, row.candidate.id))
+            held.update((row.candidate.id, row) for row in asked)
+            for _, members in groupby(asked, key=lambda row: row.prompt.id):
+                each = list(members)
+                yield each[0].prompt, [row.candidate for row in each]
+
+    for id, score in scorer.score(groups()):
+        row = held.pop(id, None)
+        if row is None:
+            raise RftError(f"score: {use} gave a second score, or one unasked, for {id}")
+        try:
+            row.scores.append(_checked(score, use))
+        except TypeError as fault:
+            raise RftError(f"score: {fault}") from None
+        yield [row]
+        yield from _drain(passed)
+    yield from _drain(passed)
+    if held:
+        raise RftError(
+            f"score: {use} gave no score for {len(held)} candidates, for instance {min(held)}: it "
+            "must yield one for each that it takes"
+        )
+
+
+# For rft check, and whoever has pairs in memory --------------------------------------------------
 
 
 def score_all(
-    pairs: Iterator[Pair], specs: list[dict[str, Any]]
+    pairs: Iterable[Pair], specs: Specs, rule: Combine | None = None
 ) -> Iterator[tuple[Pair, ScoreRow]]:
-    """Scores pairs as they come; yields in any order."""
-    truncated: list[tuple[Pair, ScoreRow]] = []
+    """Scores pairs by scorers in worker processes; yields in any order. Ids must differ."""
+    flight: dict[str, Pair] = {}
+    settled: list[pa.RecordBatch] = []
+    source, pace = iter(pairs), Pace()
 
-    def complete() -> Iterator[Pair]:
-        for prompt, candidate in pairs:
-            if candidate.finish is Finish.LENGTH:
-                score = Score(Verdict.UNKNOWN, "truncated")
-                truncated.append(((prompt, candidate), _row(candidate, score, [])))
-            else:
-                yield prompt, candidate
+    def chunks() -> Iterator[Chunk]:
+        while some := list(islice(source, pace.rows())):
+            flight.update((candidate.id, (prompt, candidate)) for prompt, candidate in some)
+            table = rows.table([candidate for _, candidate in some], Candidate).select(COLUMNS)
+            rest, cut = _split_truncated(table.combine_chunks().to_batches()[0])
+            settled.append(cut)
+            yield Chunk({prompt.id: prompt for prompt, _ in some}, rest)
 
-    count = min(len(os.sched_getaffinity(0)), 16)
-    for pair, got in workers.run(
-        load_scorers, (specs,), complete(), workers=count, timeout_s=TIMEOUT_S
-    ):
-        if isinstance(got, workers.Failure):
-            score, each = Score(Verdict.UNKNOWN, got.reason, got.detail or None), []
-        else:
-            score, each = combine(got), got
-        yield pair, _row(pair[1], score, each)
-        yield from _drain(truncated)
-    yield from _drain(truncated)
+    def told(batch: pa.RecordBatch) -> Iterator[tuple[Pair, ScoreRow]]:
+        pace.done += batch.num_rows
+        for row in rows.objects(batch, ScoreRow):
+            yield flight.pop(row.id), row
 
-
-def _drain(held: list[Any]) -> Iterator[Any]:
-    while held:
-        yield held.pop()
+    for _, batch in _alone(chunks(), specs, rule or Combine()):
+        yield from told(batch)
+        while settled:
+            yield from told(settled.pop())
+    while settled:
+        yield from told(settled.pop())
 
 
-def _row(candidate: Candidate, score: Score, each: list[Score]) -> ScoreRow:
-    told = [[str(s.verdict), s.reason, s.extracted, s.value] for s in each]
-    return ScoreRow(
-        candidate.id,
-        candidate.prompt_id,
-        score.verdict,
-        score.reason,
-        score.extracted,
-        score.value,
-        json.dumps(told, ensure_ascii=False),
-    )
+# The stage ---------------------------------------------------------------------------------------
 
 
 def run(jobs: list[dict[str, Any]]) -> None:
+    together: dict[str, list[_Stage]] = defaultdict(list)
     for job in jobs:
-        folder = Path(job["folder"])
-        if StageDir(folder).manifest() is None:
-            _score(job, folder)
+        if StageDir(Path(job["folder"])).manifest() is None:
+            together[digest(job["scorers"], job["combine"])].append(_Stage(job))
+    for stages in together.values():
+        if any(components.is_stream(spec["use"]) for spec in stages[0].specs):
+            for stage in stages:
+                stage.run()
+        else:
+            _run_together(stages)
 
 
-def _score(job: dict[str, Any], folder: Path) -> None:
+def _run_together(stages: list["_Stage"]) -> None:
+    """Scores stages that have the same scorers, all in worker processes, by one set of these."""
     started = time.monotonic()
-    prompts = {p.id: p for p in rows.read(Path(job["prompts"]), Prompt)}
-    done = rows.ids(folder)
-    source = Path(job["sample"])
-    total = len(rows.ids(source))
-    progress = process.Progress(job["label"], total, len(done))
-    needed = ["id", "prompt_id", "index", "text", "finish", "logprob"]
-    pairs = (
-        (prompts[candidate.prompt_id], candidate)
-        for candidate in rows.read(source, Candidate, columns=needed)
-        if candidate.id not in done
-    )
-    with rows.Writer(folder, ScoreRow, rows=16384) as writer:
-        for _, row in score_all(pairs, job["scorers"]):
-            writer.add(row)
-            progress.step()
-    progress.close()
-    verdicts: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    count = 0
-    for row in rows.read(folder, ScoreRow):
-        count += 1
-        verdicts[str(row.verdict)] += 1
-        if row.verdict is Verdict.UNKNOWN:
-            reasons[row.reason or "unknown"] += 1
-    if count != total:
-        raise RftError(
-            f"{job['label']}: {count:,} verdicts on disk for {total:,} candidates, where each has "
-            f"one. Delete {folder} and give the same command again."
+    first = stages[0]
+    label = first.job["label"] + (f" and {len(stages) - 1} more" if len(stages) > 1 else "")
+    done = sum(stage.resumed for stage in stages)
+    progress = process.Progress(label, done + sum(stage.owed() for stage in stages), done)
+
+    def chunks() -> Iterator[Chunk | None]:
+        sources = {i: stage.parts() for i, stage in enumerate(stages)}
+        while sources:
+            idle = True
+            for i in list(sources):
+                chunk = next(sources[i], "end")
+                if isinstance(chunk, str):
+                    del sources[i]
+                elif chunk is not None:
+                    idle = False
+                    yield Chunk(chunk.prompts, chunk.batch, i)
+            if idle and sources:
+                for stage in stages:
+                    stage.writer.tick()
+                yield None
+
+    try:
+        for i, batch in _alone(chunks(), first.specs, first.rule):
+            stages[i].pace.done += batch.num_rows
+            stages[i].writer.extend(batch)
+            if not first.follow:
+                progress.step(batch.num_rows)
+    finally:
+        # Ctrl-C or a scorer that cannot start: what is scored is kept.
+        for stage in stages:
+            stage.writer.flush()
+        progress.close()
+    seconds = time.monotonic() - started
+    total = sum(stage.pace.done for stage in stages)
+    for stage in stages:
+        stage.commit(seconds * stage.pace.done / max(total, 1))
+
+
+class _Stage:
+    """One job: from its candidates on disk to score rows on disk."""
+
+    def __init__(self, job: dict[str, Any]):
+        self.job, self.folder, self.source = job, Path(job["folder"]), Path(job["sample"])
+        self.prompts = {p.id: p for p in rows.read(Path(job["prompts"]), Prompt)}
+        self.specs: Specs = job["scorers"]
+        self.rule = Combine(**job["combine"])
+        self.follow = bool(job.get("follow"))
+        """Whether the sample stage may still be writing."""
+        self.seen = rows.ids(self.folder)
+        """Ids of the candidates that are scored, or on their way."""
+        self.resumed = len(self.seen)
+        self.pace = Pace()
+        # Beside the sample stage soon, so that people and samplers see verdicts as they come.
+        seconds = 2.0 if self.follow else 10.0
+        self.writer = rows.Writer(self.folder, ScoreRow, rows=65536, seconds=seconds)
+
+    def owed(self) -> int:
+        """Candidates to be scored, as far as one can know."""
+        return 0 if self.follow else rows.count(self.source) - self.resumed
+
+    def run(self) -> None:
+        """Scores by scorers some of which run in this process."""
+        started = time.monotonic()
+        made: dict[int, StreamScorer] = {
+            i: components.make("scorers", Component(**spec), f"score.{i}")  # type: ignore[misc]
+            for i, spec in enumerate(self.specs)
+            if components.is_stream(spec["use"])
+        }
+        for scorer in made.values():
+            getattr(scorer, "open", lambda _: None)(self.folder)
+        whole = any(scorer.whole_prompts for scorer in made.values())
+        counts: Counter[str] = Counter()
+        chunks = self._whole_prompts(counts) if whole else self.parts()
+        progress = process.Progress(self.job["label"], self.resumed + self.owed(), self.resumed)
+        try:
+            for batch in _mixed(chunks, self.specs, self.rule, made, counts):
+                self.pace.done += batch.num_rows
+                if whole:
+                    batch = batch.filter(self._is_fresh(batch))
+                self.writer.extend(batch)
+                progress.step(batch.num_rows)
+        finally:
+            self.writer.flush()
+            progress.close()
+        stats: dict[str, dict[str, float]] = {
+            f"{i}_{self.specs[i]['use']}": getattr(scorer, "stats", dict)()
+            for i, scorer in made.items()
+        }
+        self.commit(time.monotonic() - started, scorers=stats)
+
+    def _is_fresh(self, batch: pa.RecordBatch) -> pa.Array:
+        return pa.array([id not in self.seen for id in batch.column("id").to_pylist()], pa.bool_())
+
+    def parts(self) -> Iterator[Chunk | None]:
+        """All candidates that are not scored yet, part by part; None while the next is awaited."""
+        taken: set[Path] = set()
+        while True:
+            # Asked before the parts are listed, or the last of them could be missed.
+            complete = not self.follow or StageDir(self.source).manifest() is not None
+            fresh = [path for path in rows.parts(self.source) if path not in taken]
+            for batch in rows.batches(self.source, COLUMNS, fresh):
+                batch = batch.filter(self._is_fresh(batch))
+                self.seen.update(batch.column("id").to_pylist())
+                rest, cut = _split_truncated(batch)
+                self.writer.extend(cut)
+                yield from self._cut(rest)
+            taken.update(fresh)
+            if complete:
+                return
+            if not fresh:
+                yield None
+
+    def _cut(self, batch: pa.RecordBatch) -> Iterator[Chunk]:
+        at = 0
+        while at < batch.num_rows:
+            part = batch.slice(at, self.pace.rows())
+            at += part.num_rows
+            wanted = set(part.column("prompt_id").unique().to_pylist())
+            yield Chunk({id: self.prompts[id] for id in wanted}, part)
+
+    def _whole_prompts(self, counts: Counter[str]) -> Iterator[Chunk]:
+        """The candidates of every prompt that has one without a score; fills in how many of each."""
+        partitions = Partitions([Source(self.source, COLUMNS)], self.folder / ".scratch")
+        try:
+            for (table,) in partitions:
+                fresh = table.filter(self._is_fresh(table))
+                owed = table.column("prompt_id")
+                owed = pc.is_in(owed, value_set=fresh.column("prompt_id").combine_chunks())
+                for batch in table.filter(owed).combine_chunks().to_batches():
+                    rest, cut = _split_truncated(batch)
+                    self.writer.extend(cut.filter(self._is_fresh(cut)))
+                    counts.update(rest.column("prompt_id").to_pylist())
+                    yield from self._cut(rest)
+        finally:
+            partitions.close()
+
+    def commit(self, seconds: float, **more: Any) -> None:
+        verdicts: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        count = 0
+        for batch in rows.batches(self.folder, ["id", "verdict", "reason"]):
+            count += batch.num_rows
+            verdicts.update(batch.column("verdict").to_pylist())
+            unknown = batch.filter(pc.equal(batch.column("verdict"), str(Verdict.UNKNOWN)))
+            # `format:tags` is counted as format: a line a reason, not a line a row.
+            told = unknown.column("reason").to_pylist()
+            reasons.update((reason or "unknown").partition(":")[0] for reason in told)
+        total, label = rows.count(self.source), self.job["label"]
+        if count != total:
+            raise RftError(
+                f"{label}: {count:,} verdicts on disk for {total:,} candidates, where each has one. "
+                f"Delete {self.folder} and give the same command again."
+            )
+        StageDir(self.folder).commit(
+            seconds,
+            rows=count,
+            verdicts=dict(verdicts),
+            unknown=dict(reasons),
+            funnel={"in": total, "out": count, "dropped": {}},
+            **more,
         )
-    StageDir(folder).commit(
-        time.monotonic() - started,
-        rows=count,
-        verdicts=dict(verdicts),
-        unknown=dict(reasons),
-        funnel={"in": total, "out": count, "dropped": {}},
-    )
 
 
 if __name__ == "__main__":

@@ -1,25 +1,32 @@
 """Stage 4: which candidates become training rows, and why the others do not.
 
 The pools (the data set's own solutions, and what each policy sampled) are brought together prompt
-by prompt, references first. Each selector sees what the one before it kept. Every candidate gets a
-row with its reason, and the stage stops the run if nothing is left to train on: fine-tuning on
-nothing, or on references alone in the belief that samples were added, is a known failure of peers.
+by prompt, references first. Each selector sees what the one before it kept. Prompts stream through
+the whole chain, so that millions of candidates fit; a selector that must see all of them goes over
+them twice instead of holding them. Every candidate gets a row with its reason, and the stage stops
+the run if nothing is left to train on: fine-tuning on nothing, or on references alone in the belief
+that samples were added, is a known failure of peers.
 """
 
+import dataclasses
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from rft import components, process, rows
 from rft.chat import Renderer
 from rft.config import Chat, Component, Model
+from rft.groups import Partitions, Source
 from rft.rundir import StageDir
 from rft.types import (
     Candidate,
-    Choice,
     ChoiceRow,
+    Finish,
     Group,
     Prompt,
     RftError,
@@ -38,61 +45,167 @@ def run(jobs: list[dict[str, Any]]) -> None:
             _select(job, folder, renderers)
 
 
-def apply(selectors: list[Any], groups: list[Group]) -> dict[str, str | None]:
-    """Runs selectors one after the other; {candidate id: reason it is dropped for, or None}.
+def apply(selectors: list[Any], groups: Iterable[Group]) -> Iterator[ChoiceRow]:
+    """Runs selectors one after the other; yields each candidate's fate as soon as it is settled.
 
-    Raises RftError if a selector loses a row: every row must come back, kept or with a reason.
+    groups: can be gone through more than once, as a list can. Raises RftError if a selector loses a
+    row: every row must come back, kept or with a reason.
     """
-    reasons: dict[str, str | None] = {}
+    fates: dict[str, tuple[int, str]] = {}
+    told: list[ChoiceRow] = []
+    left = groups
     for number, selector in enumerate(selectors):
-        waiting = {row.candidate.id for group in groups for row in group.rows}
-        for row, reason in _choices(number, selector, groups):
-            if row.candidate.id not in waiting:
-                raise RftError(f"select.{number}: candidate {row.candidate.id} came back twice")
-            waiting.discard(row.candidate.id)
-            if not (reason is None or isinstance(reason, str)):
-                raise RftError(f"select.{number}: a reason must be text or None, not {reason!r}")
-            reasons[row.candidate.id] = reason
+        left = _Kept(number, selector, left, groups, fates, told)
+    for group in left:
+        yield from told
+        told.clear()
+        for row in group.rows:
+            yield ChoiceRow(row.candidate.id, row.candidate.prompt_id, None)
+    yield from told
+
+
+class _Kept:
+    """The groups as a selector leaves them: going through them runs the selector.
+
+    The second time nothing is run: what has been dropped is known by then. That is how a selector
+    over all prompts can count first and choose afterwards.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        selector: Any,
+        given: Iterable[Group],
+        groups: Iterable[Group],
+        fates: dict[str, tuple[int, str]],
+        told: list[ChoiceRow],
+    ):
+        self.number, self.selector, self.given, self.groups = number, selector, given, groups
+        self.fates = fates
+        """Of dropped candidates: by the how-manieth selector, and why."""
+        self.told = told
+        self.complete = False
+
+    def __iter__(self) -> Iterator[Group]:
+        return self._again() if self.complete else self._first()
+
+    def _left(self, group: Group) -> Iterator[Group]:
+        """The group with the rows that no selector up to this one has dropped, in their order."""
+        later = (self.number + 1, "")
+        members = tuple(r for r in group.rows if self.fates.get(r.candidate.id, later) >= later)
+        if members:
+            yield Group(group.prompt, members)
+
+    def _again(self) -> Iterator[Group]:
+        for group in self.groups:
+            yield from self._left(group)
+
+    def _first(self) -> Iterator[Group]:
+        # Of prompts on their way through the selector: the group, and the ids that it still has.
+        waiting: dict[str, tuple[Group, set[str]]] = {}
+        for row, reason in self._choices(waiting):
+            id, prompt_id = row.candidate.id, row.candidate.prompt_id
+            group, ids = waiting.get(prompt_id, (None, set[str]()))
+            if group is None or id not in ids:
+                raise RftError(f"select.{self.number}: candidate {id} came back twice")
+            ids.remove(id)
+            if isinstance(reason, str):
+                if id not in self.fates:
+                    self.told.append(ChoiceRow(id, prompt_id, reason))
+                self.fates[id] = (self.number, reason)
+            elif reason is not None:
+                raise RftError(
+                    f"select.{self.number}: a reason must be text or None, not {reason!r}"
+                )
+            if not ids:
+                del waiting[prompt_id]
+                # In the order that they had, whatever order the selector gave them back in.
+                yield from self._left(group)
         if waiting:
+            lost = sorted(id for _, ids in waiting.values() for id in ids)
             raise RftError(
-                f"select.{number}: {len(waiting)} candidates vanished without a reason, for "
-                f"instance {min(waiting)}: a selector must yield every row it is given"
+                f"select.{self.number}: {len(lost)} candidates vanished without a reason, for "
+                f"instance {lost[0]}: a selector must yield every row it is given"
             )
-        # In the order that they had, whatever order the selector gave them back in.
-        left = (
-            (g.prompt, tuple(r for r in g.rows if reasons[r.candidate.id] is None)) for g in groups
-        )
-        groups = [Group(prompt, members) for prompt, members in left if members]
-    return reasons
+        self.complete = True
+
+    def _choices(self, waiting: dict[str, tuple[Group, set[str]]]) -> Iterator[Any]:
+        """What the selector yields; its ValueError or TypeError is the user's to fix."""
+        try:
+            yield from self.selector(_Watched(self.given, waiting))
+        except (TypeError, ValueError) as fault:
+            raise RftError(f"select.{self.number}: {type(fault).__name__}: {fault}") from fault
 
 
-def _choices(number: int, selector: Any, groups: list[Group]) -> Iterator[Choice]:
-    """What a selector yields; its ValueError or TypeError is the user's to fix."""
-    try:
-        yield from selector(iter(groups))
-    except (TypeError, ValueError) as fault:
-        raise RftError(f"select.{number}: {type(fault).__name__}: {fault}") from fault
+class _Watched:
+    """The groups that a selector is given, noted as it takes them."""
+
+    def __init__(self, groups: Iterable[Group], waiting: dict[str, tuple[Group, set[str]]]):
+        self.groups, self.waiting = groups, waiting
+
+    def __iter__(self) -> Iterator[Group]:
+        return map(self._note, self.groups)
+
+    def _note(self, group: Group) -> Group:
+        self.waiting[group.prompt.id] = group, {row.candidate.id for row in group.rows}
+        return group
 
 
-def _groups(job: dict[str, Any]) -> Iterator[Group]:
-    prompts = {p.id: p for p in rows.read(Path(job["prompts"]), Prompt)}
-    by_prompt: dict[str, list[Scored]] = defaultdict(list)
-    for pool in job["pools"]:
-        scores = {r.id: r for r in rows.read(Path(pool["score"]), ScoreRow)}
-        for candidate in rows.read(Path(pool["sample"]), Candidate):
-            row = scores[candidate.id]
-            score = Score(row.verdict, row.reason, row.extracted, row.value)
-            by_prompt[candidate.prompt_id].append(Scored(candidate, score))
-    for prompt_id in sorted(by_prompt):
-        members = by_prompt[prompt_id]
-        # Files hold candidates in the order they finished; the result must not depend on it.
-        members.sort(key=lambda r: (not r.is_reference, r.candidate.index, r.candidate.id))
-        yield Group(prompts[prompt_id], tuple(members))
+class Pools:
+    """A job's candidates with their scores, prompt by prompt, in the order of prompt ids."""
+
+    def __init__(self, job: dict[str, Any], scratch: Path):
+        self.prompts = {p.id: p for p in rows.read(Path(job["prompts"]), Prompt)}
+        sources = []
+        for pool in job["pools"]:
+            columns = ["id", "prompt_id", "index", "text", "finish", "logprob", "token_ids"]
+            sources.append(Source(Path(pool["sample"]), columns, _count_tokens))
+            verdict = ["id", "prompt_id", "verdict", "reason", "extracted", "value"]
+            sources.append(Source(Path(pool["score"]), verdict))
+        self.partitions = Partitions(sources, scratch)
+        self._held: list[Group] | None = None
+
+    def __iter__(self) -> Iterator[Group]:
+        if self._held is not None:
+            yield from self._held
+            return
+        few = self.partitions.number == 1
+        for tables in self.partitions:
+            groups = self._groups(tables)
+            if few:
+                self._held = groups
+            yield from groups
+
+    def _groups(self, tables: list[pa.Table]) -> list[Group]:
+        by_prompt: dict[str, list[Scored]] = defaultdict(list)
+        for candidates, scores in zip(tables[::2], tables[1::2]):
+            verdicts = {
+                row.id: Score(row.verdict, row.reason, row.extracted, row.value)
+                for row in rows.objects(scores, ScoreRow)
+            }
+            counts = candidates.column("tokens").to_pylist() if candidates.num_rows else []
+            for candidate, count in zip(rows.objects(candidates, Candidate), counts):
+                row = Scored(candidate, verdicts[candidate.id], count)
+                by_prompt[candidate.prompt_id].append(row)
+        groups = []
+        for prompt_id in sorted(by_prompt):
+            members = by_prompt[prompt_id]
+            # Files hold candidates in the order they finished; the result must not depend on it.
+            members.sort(key=lambda r: (not r.is_reference, r.candidate.index, r.candidate.id))
+            groups.append(Group(self.prompts[prompt_id], tuple(members)))
+        return groups
+
+
+def _count_tokens(batch: pa.RecordBatch) -> pa.RecordBatch:
+    counts = pc.list_value_length(batch.column("token_ids"))
+    names = [name for name in batch.schema.names if name != "token_ids"]
+    return pa.RecordBatch.from_arrays(
+        [*(batch.column(name) for name in names), counts], names=[*names, "tokens"]
+    )
 
 
 def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -> None:
     started = time.monotonic()
-    groups = list(_groups(job))
     selectors = []
     for spec in job["selectors"]:
         args = dict(spec["args"])
@@ -101,54 +214,75 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
             assert manifest is not None
             args[key] = manifest["sampled"]
         selectors.append(components.make("selectors", Component(use=spec["use"], args=args)))
-    reasons = apply(selectors, groups)
-    rows_in = [row for group in groups for row in group.rows]
-    # `overlap:1a2b3c4d` is counted as overlap: a funnel has a line a reason, not a line a row.
-    dropped = Counter(r.partition(":")[0] for r in reasons.values() if r is not None)
-    chosen = [row for row in rows_in if reasons[row.candidate.id] is None]
-    sampled = sum(not row.is_reference for row in chosen)
-    funnel = {"in": len(rows_in), "out": len(chosen), "dropped": dict(dropped.most_common())}
+    for inner in ("choices", "train"):
+        rows.clear(folder / inner)
+    pools = Pools(job, folder / ".scratch")
+    total = 0
+    dropped: Counter[str] = Counter()
+    chosen: list[str] = []
+    progress = process.Progress(job["label"], pools.partitions.counts.total() // 2)
+    try:
+        with rows.Writer(folder / "choices", ChoiceRow, rows=65536, seconds=600) as writer:
+            for choice in apply(selectors, pools):
+                total += 1
+                progress.step()
+                writer.add(choice)
+                if choice.reason is None:
+                    chosen.append(choice.id)
+                else:
+                    # `overlap:1a2b3c4d` is counted as overlap: a line a reason, not a line a row.
+                    dropped[choice.reason.partition(":")[0]] += 1
+    finally:
+        progress.close()
+        pools.partitions.close()
+    left = _chosen(job, pa.array(chosen, pa.string()))
+    sampled = sum(finish != Finish.REFERENCE for finish in left.column("finish").to_pylist())
+    funnel = {"in": total, "out": len(chosen), "dropped": dict(dropped.most_common())}
     if not chosen or (job["must_sample"] and not sampled):
         lost = ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common())
         what = "sampled candidate" if chosen else "candidate"
         raise RftError(
-            f"{job['label']}: no {what} of {len(rows_in):,} is left to train on ({lost}). Nothing "
+            f"{job['label']}: no {what} of {total:,} is left to train on ({lost}). Nothing "
             "was trained. Look at some with `rft show`, then check the scorer, raise sample.n or "
             "sample.max_tokens, or start from a stronger policy."
         )
     name = str(job["model"]["base"]) + str(job["chat"])
     if name not in renderers:
         renderers[name] = Renderer(Model(**job["model"]), Chat(**job["chat"]))
-    rendered = renderers[name]
-    rows.replace_parts(
-        folder / "choices",
-        [
-            ChoiceRow(r.candidate.id, r.candidate.prompt_id, reasons[r.candidate.id])
-            for r in rows_in
-        ],
-        ChoiceRow,
-    )
-    rows.replace_parts(
-        folder / "train",
-        [
-            TrainRow(
-                r.candidate.id,
-                r.candidate.prompt_id,
-                r.candidate.prompt_token_ids,
-                rendered.train_ids(r.candidate),
-                r.is_reference,
-            )
-            for r in chosen
-        ],
-        TrainRow,
-    )
+    _write_train(folder / "train", left, renderers[name])
     StageDir(folder).commit(
         time.monotonic() - started,
         rows=len(chosen),
         sampled=sampled,
-        prompts=len({row.candidate.prompt_id for row in chosen}),
+        prompts=len(left.column("prompt_id").unique()),
         funnel=funnel,
     )
+
+
+def _chosen(job: dict[str, Any], ids: pa.Array) -> pa.Table:
+    """The chosen candidates with their tokens, in an order that follows from the rows alone."""
+    columns = [f.name for f in dataclasses.fields(Candidate) if f.name != "token_logprobs"]
+    kept = []
+    for pool in job["pools"]:
+        for batch in rows.batches(Path(pool["sample"]), columns):
+            kept.append(batch.filter(pc.is_in(batch.column("id"), value_set=ids)))
+    table = pa.Table.from_batches(kept, kept[0].schema)
+    sampled = pc.not_equal(table.column("finish"), str(Finish.REFERENCE)).cast(pa.int8())
+    keys = ["prompt_id", "sampled", "index", "id"]
+    order = pc.sort_indices(
+        table.append_column("sampled", sampled).select(keys),
+        sort_keys=[(key, "ascending") for key in keys],
+    )
+    return table.take(order)
+
+
+def _write_train(folder: Path, table: pa.Table, renderer: Renderer) -> None:
+    with rows.Writer(folder, TrainRow, rows=16384, seconds=600) as writer:
+        for batch in table.to_batches(max_chunksize=4096):
+            for c in rows.objects(batch, Candidate):
+                ids = renderer.train_ids(c)
+                is_reference = c.finish is Finish.REFERENCE
+                writer.add(TrainRow(c.id, c.prompt_id, c.prompt_token_ids, ids, is_reference))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,26 @@ LEVELS = [
     {"plan"},
     {"stages"},
     {"samplers", "scorers", "selectors", "training", "report"},
-    {"process", "prompts", "workers", "chat", "rundir", "rows", "components", "precision", "stats"},
+    {
+        "process",
+        "prompts",
+        "workers",
+        "chat",
+        "rundir",
+        "rows",
+        "components",
+        "precision",
+        "stats",
+        "groups",
+        "combine",
+    },
     {"loader"},
     {"config"},
     {"faults", "types"},
 ]
 """From the top down. A file imports from its own level or a lower one, never from a higher."""
 
-WITHIN = {("rundir", "rows"), ("prompts", "components")}
+WITHIN = {("rundir", "rows"), ("prompts", "components"), ("groups", "rows")}
 """Imports within the level of helpers, so that none of them goes round in a circle."""
 
 UPWARD = {("check", "stages")}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def make(kind: str = "", log: str = "") -> Callable[[Any], Any]:
+def make(kind: str = "", log: str = "") -> Callable[[Any, Callable[[int], None]], list[Any]]:
     """The function below, or a fault of the given kind while it is made."""
     if kind == "raises":
         raise ValueError("no such model")
@@ -19,7 +19,15 @@ def make(kind: str = "", log: str = "") -> Callable[[Any], Any]:
     if log:
         with open(log, "a") as file:
             file.write(f"{os.getpid()}\n")
-    return work
+
+    def each(chunk: Any, begin: Callable[[int], None]) -> list[Any]:
+        results = []
+        for i, item in enumerate(chunk):
+            begin(i)
+            results.append(work(item))
+        return results
+
+    return each
 
 
 def work(item: Any) -> Any:

@@ -1,7 +1,8 @@
 """What becomes of verdicts: truncation, combination, faults of scorers, and the stage's folder."""
 
-import itertools
 import json
+import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from rft import rows
 from rft.rundir import StageDir
 from rft.stages import score
-from rft.types import Candidate, Finish, Prompt, RftError, Score, ScoreRow, Verdict
+from rft.types import Candidate, Finish, Prompt, RftError, ScoreRow, Verdict
 
 SCORERS = """
 import re, os
@@ -77,37 +78,15 @@ def test_only_truncated_ones() -> None:
     assert [row.reason for row in got] == ["truncated"] * 3
 
 
-KLEENE = {
-    # All correct: correct. Any wrong: wrong. Else unknown.
-    ("correct", "correct"): "correct",
-    ("correct", "wrong"): "wrong",
-    ("correct", "unknown"): "unknown",
-    ("wrong", "correct"): "wrong",
-    ("wrong", "wrong"): "wrong",
-    ("wrong", "unknown"): "wrong",
-    ("unknown", "correct"): "unknown",
-    ("unknown", "wrong"): "wrong",
-    ("unknown", "unknown"): "unknown",
-}
-
-
-def test_combination_is_kleenes() -> None:
-    assert set(KLEENE) == set(itertools.product(map(str, Verdict), repeat=2))
-    for pair, verdict in KLEENE.items():
-        scores = [Score(Verdict(v), reason=f"{i} {v}") for i, v in enumerate(pair)]
-        got = score.combine(scores)
-        assert got.verdict == verdict, pair
-        # The reason is of the first scorer that gave the verdict.
-        assert got.reason == f"{pair.index(verdict)} {verdict}"
-        one = score.combine(scores[:1])
-        assert one is scores[0]
-
-
 def test_every_scorers_word_is_kept(mine: str) -> None:
     specs = [*ANSWER, {"use": f"{mine}:says", "args": {"verdict": "wrong"}}]
-    (row,) = judge(["#### 5"], specs)
-    assert (row.verdict, row.reason) == (Verdict.WRONG, "wrong")
-    assert json.loads(row.each) == [["correct", None, "5", None], ["wrong", "wrong", None, None]]
+    right, wrong = judge(["#### 5", "#### 6"], specs)
+    assert (right.verdict, right.reason, right.extracted) == (Verdict.WRONG, "wrong", "5")
+    assert json.loads(right.each) == [["correct", None, "5", None], ["wrong", "wrong", None, None]]
+    # The second scorer is not asked where the first has settled it.
+    assert json.loads(wrong.each) == [["wrong", None, "6", None], None]
+    (alone,) = judge(["#### 5"], ANSWER)
+    assert alone.each == ""
 
 
 def test_hanging_scorer_is_a_timeout_and_the_rest_is_fine(
@@ -160,6 +139,7 @@ def job(root: Path, count: int = 6) -> dict[str, Any]:
         "prompts": str(root / "prompts"),
         "sample": str(root / "sample"),
         "scorers": ANSWER,
+        "combine": {},
     }
 
 
@@ -208,3 +188,192 @@ def test_stage_goes_on_where_it_was_killed_and_is_not_done_twice(tmp_path: Path)
     parts = rows.parts(tmp_path / "score")
     score.run([one])
     assert rows.parts(tmp_path / "score") == parts
+
+
+# Scorers that stream ------------------------------------------------------------------------------
+
+STREAMS = """
+from rft.types import Score, Verdict
+
+class batched:
+    whole_prompts = False
+
+    def __init__(self, *, size: int = 3, lose: str = "", kind: str = "correct"):
+        self.size, self.lose, self.kind, self.asked = size, lose, kind, 0
+
+    def open(self, folder):
+        self.folder = folder
+
+    def stats(self):
+        return {"asked": self.asked}
+
+    def score(self, groups):
+        held = []
+        for prompt, candidates in groups:
+            held += [(prompt, c) for c in candidates]
+            while len(held) >= self.size:
+                yield from self._some(held)
+        while held:
+            yield from self._some(held)
+
+    def _some(self, held):
+        some, held[:] = held[: self.size], held[self.size :]
+        for prompt, c in reversed(some):
+            self.asked += 1
+            (self.folder / "asked.txt").open("a").write(c.id + "\\n")
+            if c.id != self.lose:
+                yield c.id, Score(Verdict(self.kind), "said", None, len(c.text) / 2)
+
+class whole:
+    whole_prompts = True
+
+    def score(self, groups):
+        for prompt, candidates in groups:
+            for c in candidates:
+                yield c.id, Score(Verdict.CORRECT, None, ",".join(c.id for c in candidates))
+"""
+
+
+@pytest.fixture
+def streams(tmp_path: Path) -> str:
+    (tmp_path / "streams.py").write_text(STREAMS)
+    return str(tmp_path / "streams.py")
+
+
+def stage_rows(one: dict[str, Any]) -> dict[str, ScoreRow]:
+    score.run([one])
+    return {row.id: row for row in rows.read(Path(one["folder"]), ScoreRow)}
+
+
+def test_a_stream_scorer_is_asked_only_what_is_open(tmp_path: Path, streams: str) -> None:
+    one = job(tmp_path)
+    one["scorers"] = [*ANSWER, {"use": f"{streams}:batched", "args": {}}]
+    got = stage_rows(one)
+    assert {i: str(r.verdict) for i, r in got.items()} == {
+        "c0": "unknown",  # no_gold, and correct
+        "c1": "correct",
+        "c2": "wrong",
+        "c3": "unknown",
+        "c4": "unknown",
+        "c5": "wrong",
+    }
+    assert got["c1"].value == 3.0 and got["c2"].value is None
+    assert json.loads(got["c2"].each)[1] is None
+    asked = (tmp_path / "score" / "asked.txt").read_text().split()
+    assert sorted(asked) == ["c0", "c1", "c3"]
+    manifest = StageDir(tmp_path / "score").manifest()
+    assert manifest is not None
+    assert manifest["scorers"] == {f"1_{streams}:batched": {"asked": 3}}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0), (1, 2, 0)])
+def test_scorers_of_both_kinds_in_any_order(
+    tmp_path: Path, streams: str, mine: str, order: tuple[int, ...]
+) -> None:
+    one = job(tmp_path)
+    specs = [
+        *ANSWER,
+        {"use": f"{streams}:batched", "args": {}},
+        {"use": f"{mine}:says", "args": {"verdict": "correct"}},
+    ]
+    one["scorers"] = [specs[i] for i in order]
+    got = stage_rows(one)
+    assert sorted(got) == [f"c{i}" for i in range(6)]
+    assert {i for i, r in got.items() if r.verdict is Verdict.CORRECT} == {"c1"}
+    assert {i for i, r in got.items() if r.verdict is Verdict.WRONG} == {"c2", "c5"}
+    told = json.loads(got["c1"].each)
+    assert [told[order.index(i)][0] for i in range(3)] == ["correct"] * 3
+
+
+def test_whole_prompts_come_at_once_and_without_the_truncated(tmp_path: Path, streams: str) -> None:
+    one = job(tmp_path)
+    one["scorers"] = [{"use": f"{streams}:whole", "args": {}}]
+    got = stage_rows(one)
+    assert {i: r.extracted for i, r in got.items()} == {
+        "c0": "c0,c3",
+        "c3": "c0,c3",
+        "c1": "c1",
+        "c4": None,
+        "c2": "c2,c5",
+        "c5": "c2,c5",
+    }
+
+
+def test_whole_prompts_after_a_kill(tmp_path: Path, streams: str) -> None:
+    """A prompt of which some verdicts were written is looked at as a whole again."""
+    one = job(tmp_path)
+    one["scorers"] = [*ANSWER, {"use": f"{streams}:whole", "args": {}}]
+    one["combine"] = {"rule": "first"}
+    kept = ScoreRow("c3", "p0", Verdict.WRONG, "kept", None, None, "")
+    rows.write_part(tmp_path / "score", [kept], ScoreRow)
+    got = stage_rows(one)
+    assert len(got) == 6 and got["c3"] == kept
+    assert got["c0"].extracted == "c0,c3"
+    written = [i for p in rows.parts(tmp_path / "score") for i in ids_of(p)]
+    assert len(written) == 6
+
+
+def test_a_stream_scorer_that_loses_or_makes_up_a_candidate(tmp_path: Path, streams: str) -> None:
+    one = job(tmp_path)
+    one["scorers"] = [{"use": f"{streams}:batched", "args": {"lose": "c2"}}]
+    with pytest.raises(RftError, match="gave no score for 1 candidates, for instance c2"):
+        score.run([one])
+    assert StageDir(tmp_path / "score").manifest() is None
+    one["scorers"] = [{"use": f"{streams}:batched", "args": {}}]
+    assert len(stage_rows(one)) == 6
+
+
+# Beside the sample stage --------------------------------------------------------------------------
+
+
+def test_scores_parts_as_they_are_written(tmp_path: Path) -> None:
+    """Verdicts are there before the sample stage has ended, and none is missing when it has."""
+    one = job(tmp_path) | {"follow": True}
+    failed: list[BaseException] = []
+
+    def follow() -> None:
+        try:
+            score.run([one])
+        except BaseException as fault:
+            failed.append(fault)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        until = time.monotonic() + 30
+        late = Candidate("late", "p1", 9, "#### 1", (1,), (2,), Finish.STOP)
+        while not rows.parts(tmp_path / "score"):
+            assert time.monotonic() < until and not failed
+            time.sleep(0.1)
+        assert thread.is_alive() and StageDir(tmp_path / "score").manifest() is None
+        rows.write_part(tmp_path / "sample", [late], Candidate)
+    finally:
+        StageDir(tmp_path / "sample").commit(0.0, rows=7)  # or the thread would never end
+        thread.join(30)
+    assert not failed and not thread.is_alive()
+    got = {row.id: str(row.verdict) for row in rows.read(tmp_path / "score", ScoreRow)}
+    assert len(got) == 7 and got["late"] == "correct"
+
+
+def test_stages_with_the_same_scorers_share_their_workers(tmp_path: Path) -> None:
+    jobs = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        jobs.append(job(tmp_path / name))
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "from rft.types import Score, Verdict\n"
+        "def mine(prompt, candidate):\n"
+        "    return Score(Verdict.CORRECT, None, str(os.getpid()))\n"
+    )
+    for one in jobs:
+        one["scorers"] = [{"use": f"{tmp_path}/mine.py:mine", "args": {}}]
+    score.run(jobs)
+    pids = [
+        {r.extracted for r in rows.read(tmp_path / name / "score", ScoreRow) if r.extracted}
+        for name in ("a", "b")
+    ]
+    assert 1 <= len(pids[0] | pids[1]) <= len(os.sched_getaffinity(0))
+    for one in jobs:
+        manifest = StageDir(Path(one["folder"])).manifest()
+        assert manifest is not None and manifest["rows"] == 6

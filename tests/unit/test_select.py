@@ -50,6 +50,12 @@ def reasons(choices: Iterable[Choice]) -> dict[str, str | None]:
     return {row.candidate.id: reason for row, reason in choices}
 
 
+def fates(selectors: list[Any], given: Iterable[Group]) -> dict[str, str | None]:
+    told = list(select.apply(selectors, given))
+    assert len({choice.id for choice in told}) == len(told)
+    return {choice.id: choice.reason for choice in told}
+
+
 def test_correct_drops_under_the_reason() -> None:
     given = groups(
         row("a.0"),
@@ -202,11 +208,11 @@ def test_chain_passes_on_what_is_kept() -> None:
     seen: list[list[str]] = []
 
     def spy(groups: Iterable[Group]) -> Iterator[Choice]:
-        groups = list(groups)
-        seen.extend([m.candidate.id for m in group.rows] for group in groups)
-        yield from ((m, None) for group in groups for m in group.rows)
+        for group in groups:
+            seen.append([m.candidate.id for m in group.rows])
+            yield from ((m, None) for m in group.rows)
 
-    got = select.apply([correct, distinct_equations, spy, lambda g: cap(g, k=1)], given)
+    got = fates([correct, distinct_equations, spy, lambda g: cap(g, k=1)], given)
     assert got == {
         "a.0": None,
         "a.1": "same_equations",
@@ -228,22 +234,22 @@ def backwards(groups: Iterable[Group]) -> Iterator[Choice]:
 
 def test_order_that_a_selector_gives_rows_back_in_changes_nothing() -> None:
     given = groups(*(row(f"{p}.{i}") for p in "ab" for i in range(3)))
-    after = select.apply([backwards, lambda g: cap(g, k=2)], given)
+    after = fates([backwards, lambda g: cap(g, k=2)], given)
     assert after == reasons(cap(given, k=2))
 
 
 def test_selector_that_loses_or_repeats_or_makes_up_rows() -> None:
     given = groups(row("a.0"), row("a.1"))
     with pytest.raises(RftError, match=r"select\.1: 1 candidates vanished .* a\.1"):
-        select.apply([correct, lambda g: [(next(iter(g)).rows[0], None)]], given)
+        fates([correct, lambda g: [(next(iter(g)).rows[0], None)]], given)
     with pytest.raises(RftError, match=r"select\.0: candidate a\.0 came back twice"):
-        select.apply([lambda g: [(next(iter(g)).rows[0], None)] * 2], given)
+        fates([lambda g: [(next(iter(g)).rows[0], None)] * 2], given)
     with pytest.raises(RftError, match=r"select\.0: candidate z\.0"):
-        select.apply([lambda g: [(row("z.0"), None)]], given)
+        fates([lambda g: [(row("z.0"), None)]], given)
     with pytest.raises(RftError, match=r"select\.0: a reason must be text or None, not True"):
-        select.apply([lambda g: [(m, True) for group in g for m in group.rows]], given)
+        fates([lambda g: [(m, True) for group in g for m in group.rows]], given)
     with pytest.raises(RftError, match=r"select\.0: ValueError: 3 rows are asked for"):
-        select.apply([lambda g: random(g, rows=3)], given)
+        fates([lambda g: random(g, rows=3)], given)
 
 
 def job(root: Path, verdict: str, **more: Any) -> dict[str, Any]:

