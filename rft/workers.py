@@ -1,9 +1,9 @@
 """Worker processes that can be killed, so that every check of model text has a deadline.
 
 A signal or a thread cannot stop a loop inside a C library, and only a process's death frees its
-memory. So items go to worker processes in chunks; each worker counts the items it has begun in
-shared memory, and when that count stands still for longer than the deadline, the worker is killed,
-the item is reported as failed, and the rest of its chunk goes to a fresh worker.
+memory. So items go to worker processes in chunks; each worker writes to shared memory which item
+it has begun and when, and if that was longer ago than the deadline, the worker is killed, the item is
+reported as failed, and the rest of its chunk goes to a fresh worker.
 """
 
 import multiprocessing as mp
@@ -21,6 +21,9 @@ from rft.types import RftError
 START_S = 120
 """Seconds that a worker has to start in."""
 
+LOOK_S = 0.25
+"""Seconds between two looks at what the workers do: a deadline is held to within that."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -35,12 +38,10 @@ class _Worker:
     process: Any
     pipe: Connection
     begun: Any
-    """Shared count of items begun in this chunk."""
-    since: float
-    """When that count changed last, or when the worker was started."""
+    """Shared memory: how many items of the chunk are begun, and when the last one was. One clock
+    (CLOCK_MONOTONIC) serves all processes."""
     started: bool = False
     chunk: Any = None
-    seen: int = 0
 
 
 def _serve(
@@ -60,7 +61,7 @@ def _serve(
     pipe.send(None)
 
     def begin(i: int) -> None:
-        begun.value = i + 1
+        begun[:] = i + 1, time.monotonic()
 
     while True:
         try:
@@ -119,13 +120,13 @@ def run(
 
     def start() -> _Worker:
         ours, theirs = context.Pipe()
-        begun = context.Value("l", 0, lock=False)
+        begun = context.Array("d", [0, time.monotonic()], lock=False)
         process = context.Process(
             target=_serve, args=(make, args, theirs, begun, memory_gb), daemon=True
         )
         process.start()
         theirs.close()
-        return _Worker(process, ours, begun, time.monotonic())
+        return _Worker(process, ours, begun)
 
     def stop(worker: _Worker) -> None:
         live.remove(worker)
@@ -134,7 +135,7 @@ def run(
         worker.pipe.close()
 
     def hand(worker: _Worker, chunk: Any) -> None:
-        worker.begun.value, worker.seen, worker.since = 0, 0, time.monotonic()
+        worker.begun[:] = 0, time.monotonic()
         worker.chunk = chunk
         worker.pipe.send(chunk)
 
@@ -151,7 +152,7 @@ def run(
 
     def split(worker: _Worker, failure: Failure) -> tuple[Any, Failure]:
         # The count is of items begun: the last of them is the one that failed.
-        at = max(worker.begun.value, 1) - 1
+        at = max(int(worker.begun[0]), 1) - 1
         chunk, worker.chunk = worker.chunk, None
         retry.extend(part for part in (chunk[:at], chunk[at + 1 :]) if len(part))
         return chunk[at : at + 1], failure
@@ -175,7 +176,7 @@ def run(
             if not (busy or waiting or retry or is_open):
                 return
             # Soon again where more may come that nobody waits for.
-            soon = 0.05 if is_open and len(busy) < workers else min(timeout_s / 4, 1.0)
+            soon = 0.05 if is_open and len(busy) < workers else LOOK_S
             if not busy:
                 time.sleep(soon)
             ready = wait([w.pipe for w in busy], timeout=soon) if busy else []
@@ -199,12 +200,11 @@ def run(
                     if next_chunk is not None:
                         hand(worker, next_chunk)
                     yield chunk, results
-                elif not worker.started:
-                    if time.monotonic() - worker.since > START_S:
-                        raise RftError(f"a worker process did not start in {START_S} s")
-                elif worker.begun.value != worker.seen:
-                    worker.seen, worker.since = worker.begun.value, time.monotonic()
-                elif time.monotonic() - worker.since > timeout_s:
+                    continue
+                since = time.monotonic() - worker.begun[1]
+                if not worker.started and since > START_S:
+                    raise RftError(f"a worker process did not start in {START_S} s")
+                if worker.started and since > timeout_s:
                     stop(worker)
                     yield split(worker, Failure("timeout"))
     finally:
