@@ -14,7 +14,7 @@ from rft import components
 from rft.combine import UNJUDGED
 from rft.config import Arm, Experiment
 from rft.plan import Node, Plan
-from rft.stages.score import score_all
+from rft.scoring import score_all
 from rft.types import Candidate, Finish, Prompt, ScoreRow, Verdict, digest
 
 BAD_GOLD = "bad_gold"

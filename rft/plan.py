@@ -121,6 +121,8 @@ class Plan:
             inputs["prompts"] = self._digest(prompts.rows_digest, arm, split)
         named = {k: v for k, v in flatten(component.args).items() if isinstance(v, str)}
         files = {k: file_digest(Path(v)) for k, v in named.items() if _is_file(v)}
+        # A folder is a model: of a reward, of embeddings.
+        files |= {k: model_digest(v, None) for k, v in named.items() if _is_folder(v)}
         if files or ":" in use:
             inputs["files"] = files
         if "kind" in component.args.values():
@@ -397,7 +399,7 @@ def _without_folders(args: dict[str, Any]) -> dict[str, Any]:
     """Arguments as {dotted path: value}. A file counts by what it holds and its format, not by where
     it lies."""
     return {
-        k: Path(v).suffix if isinstance(v, str) and _is_file(v) else v
+        k: Path(v).suffix if isinstance(v, str) and (_is_file(v) or _is_folder(v)) else v
         for k, v in flatten(args).items()
     }
 
@@ -405,6 +407,10 @@ def _without_folders(args: dict[str, Any]) -> dict[str, Any]:
 def _is_file(text: str) -> bool:
     # A bare word is a setting, even if a file of that name lies around.
     return "/" in text and os.path.isfile(text)
+
+
+def _is_folder(text: str) -> bool:
+    return "/" in text and os.path.isdir(text)
 
 
 def _portable(use: str) -> str:

@@ -1,7 +1,7 @@
 """Data sets as prompts, and the gate that keeps held-out problems out of training.
 
-A loader returns {split: rows}; a row is a mapping with `question`, and `answer`, `solution` and
-`kind` where there are any. Everything that can be wrong with a row is found here, and named by
+A loader returns {split: rows}; a row is a mapping with `question`, and `answer`, `solution`, `kind`
+and `tests` where there are any. Everything that can be wrong with a row is found here, and named by
 file and line. A prompt's id is a hash of its question, so joins survive any reordering.
 """
 
@@ -43,6 +43,8 @@ def jsonl(
     answer: str = "answer",
     solution: str = "solution",
     kind: str = "kind",
+    tests: str = "tests",
+    entry_point: str | None = None,
     answer_after: str | None = None,
 ) -> Splits:
     """Two JSON Lines files: one problem a line, as a JSON object. Only `question` must be there.
@@ -53,12 +55,20 @@ def jsonl(
     answer: name of the column with the gold answer, text or number.
     solution: name of the column with the worked solution, which the arm `sft` trains on.
     kind: name of the column with a label to group problems by, for instance a topic.
+    tests: name of the column with the tests that the scorer `code` runs: Python text, a list of
+    asserts, or inputs and outputs of a program.
+    entry_point: name of the column with the function's name, where the tests define
+    `check(candidate)` and don't call it (HumanEval: `tests: test, entry_point: entry_point`).
     answer_after: where the answer's column holds a worked solution that ends in, say, `#### 18`:
     the gold answer is what follows the last such marker (GSM8K: `####`).
     """
     names = {"question": question, "answer": answer, "solution": solution, "kind": kind}
+    names["tests"] = tests
     return {
-        split: [_columns(row, names, answer_after, where) for row, where in json_lines(Path(path))]
+        split: [
+            _columns(row, names, entry_point, answer_after, where)
+            for row, where in json_lines(Path(path))
+        ]
         for split, path in {"train": train, "eval": eval}.items()
     }
 
@@ -72,6 +82,8 @@ def hf(
     answer: str = "answer",
     solution: str = "solution",
     kind: str = "kind",
+    tests: str = "tests",
+    entry_point: str | None = None,
     answer_after: str | None = None,
 ) -> Splits:
     """A data set of the Hugging Face hub, or in a folder (`datasets.load_dataset`).
@@ -86,12 +98,17 @@ def hf(
     answer: name of the column with the gold answer, text or number.
     solution: name of the column with the worked solution, which the arm `sft` trains on.
     kind: name of the column with a label to group problems by, for instance a topic.
+    tests: name of the column with the tests that the scorer `code` runs: Python text, a list of
+    asserts, or inputs and outputs of a program.
+    entry_point: name of the column with the function's name, where the tests define
+    `check(candidate)` and don't call it (HumanEval: `tests: test, entry_point: entry_point`).
     answer_after: where the answer's column holds a worked solution that ends in, say, `#### 18`:
     the gold answer is what follows the last such marker.
     """
     import datasets
 
     names = {"question": question, "answer": answer, "solution": solution, "kind": kind}
+    names["tests"] = tests
     try:
         splits = datasets.load_dataset(path, name, revision=revision)
     except (OSError, ValueError) as fault:
@@ -101,7 +118,7 @@ def hf(
         ) from fault
     return {
         str(split): [
-            _columns(dict(row), names, answer_after, f"{path} {split} row {i}")
+            _columns(dict(row), names, entry_point, answer_after, f"{path} {split} row {i}")
             for i, row in enumerate(rows)
         ]
         for split, rows in splits.items()
@@ -134,7 +151,11 @@ def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _columns(
-    row: dict[str, Any], names: dict[str, str], answer_after: str | None, where: str
+    row: dict[str, Any],
+    names: dict[str, str],
+    entry_point: str | None,
+    answer_after: str | None,
+    where: str,
 ) -> dict[str, Any]:
     out = {field: row.get(column) for field, column in names.items()}
     if out["question"] is None:
@@ -145,6 +166,19 @@ def _columns(
     if answer_after and isinstance(out["answer"], str):
         _, marker, after = out["answer"].rpartition(answer_after)
         out["answer"] = after.strip() if marker else None
+    if entry_point is not None and out["tests"] is not None:
+        name = row.get(entry_point)
+        if not isinstance(name, str) or not name.isidentifier():
+            raise RftError(
+                f"{where}: column {entry_point!r} must hold a function's name, not {name!r}: set "
+                "prompts.args.entry_point to the column that does"
+            )
+        if not isinstance(out["tests"], str):
+            raise RftError(
+                f"{where}: with prompts.args.entry_point the tests must be Python text that defines "
+                f"`check`, not {type(out['tests']).__name__}"
+            )
+        out["tests"] += f"\n\ncheck({name})\n"
     return {**out, "where": where}
 
 
@@ -183,10 +217,10 @@ def load(config: Prompts) -> PromptSet:
     train = _checked(raw_train, config.train, dropped)
     held_out = _checked(raw_eval, config.eval, eval_dropped)
     for prompt in held_out:
-        if prompt.answer is None:
+        if prompt.answer is None and prompt.tests is None:
             raise RftError(
                 f"prompts: held-out problem without a gold answer: {prompt.question[:80]!r}; "
-                "accuracy needs one for each: add it or leave the problem out"
+                "accuracy needs one for each (or tests): add it or leave the problem out"
             )
     dropped["over_limit"] = len(train) - len(train[: config.limit_train])
     eval_dropped["over_limit"] = len(held_out) - len(held_out[: config.limit_eval])
@@ -246,6 +280,7 @@ def _checked(raw: list[dict[str, Any]], split: str, dropped: Counter[str]) -> li
             answer=_text(row.get("answer"), where, "answer"),
             solution=_text(row.get("solution"), where, "solution"),
             kind=_text(row.get("kind"), where, "kind"),
+            tests=_text(_as_json(row.get("tests"), where), where, "tests"),
         )
         if prompt.id not in seen:
             seen[prompt.id] = prompt, where
@@ -256,8 +291,22 @@ def _checked(raw: list[dict[str, Any]], split: str, dropped: Counter[str]) -> li
                 f"{where}: the same question as {first}, with the answer {prompt.answer!r} instead "
                 f"of {other.answer!r}: keep one of the two"
             )
+        if other.tests != prompt.tests:
+            raise RftError(
+                f"{where}: the same question as {first}, with other tests: keep one of the two"
+            )
         dropped["duplicate"] += 1
     return [prompt for prompt, _ in seen.values()]
+
+
+def _as_json(value: Any, where: str) -> Any:
+    """A list or an object as JSON text; other values as they are."""
+    if not isinstance(value, list | dict):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False) if value else None
+    except (TypeError, ValueError) as fault:
+        raise RftError(f"{where}: tests cannot be kept as JSON: {fault}") from None
 
 
 def _text(value: Any, where: str, field: str) -> str | None:
@@ -278,7 +327,7 @@ def _text(value: Any, where: str, field: str) -> str | None:
 
 def rows_digest(prompts: Iterable[Prompt]) -> str:
     """All of a split, in any order."""
-    return digest(sorted([p.id, p.answer, p.solution, p.kind] for p in prompts))
+    return digest(sorted([p.id, p.answer, p.solution, p.kind, p.tests] for p in prompts))
 
 
 def questions_digest(prompts: Iterable[Prompt]) -> str:
@@ -287,8 +336,8 @@ def questions_digest(prompts: Iterable[Prompt]) -> str:
 
 
 def gold_digest(prompts: Iterable[Prompt]) -> str:
-    """What scoring depends on besides: the gold answers."""
-    return digest(sorted((p.id, p.answer) for p in prompts))
+    """What scoring depends on besides: the gold answers and the tests."""
+    return digest(sorted([p.id, p.answer, p.tests] for p in prompts))
 
 
 def kinds_digest(prompts: Iterable[Prompt]) -> str:

@@ -7,7 +7,7 @@ the reason beside it, and never an exception that ends a run or a zero that look
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -61,6 +61,8 @@ class Prompt:
     """A worked solution that ends in the answer, as the data set gives it."""
     kind: str | None = None
     """A label to group problems by in reports, for instance a topic."""
+    tests: str | None = None
+    """What the scorer `code` runs: Python asserts, or JSON (rft/scorers/code.py says which)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +116,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A candidate with its combined score, as selectors see it."""
+    """A candidate with its combined score, as selectors see it.
+
+    The candidate's token columns are not loaded: they are None here.
+    """
 
     candidate: Candidate
     score: Score
+    tokens: int = 0
+    """Completion tokens."""
 
     @property
     def is_reference(self) -> bool:
@@ -184,8 +191,30 @@ class Scorer(Protocol):
     def __call__(self, prompt: Prompt, candidate: Candidate) -> Score: ...
 
 
+class StreamScorer(Protocol):
+    """Judges candidates as they come: for scorers that work in batches (a model), wait for a server,
+    or compare the candidates of a prompt with one another. A class; one object of it serves a stage,
+    in the stage's own process and without a deadline, so it must bound its own waiting.
+    """
+
+    whole_prompts: bool
+    """Whether `score` must be given all of a prompt's candidates at once. If false, the candidates
+    of a prompt may come in several pieces, and while sampling still runs."""
+
+    def score(
+        self, groups: Iterator[tuple[Prompt, Sequence[Candidate]]]
+    ) -> Iterator[tuple[str, Score]]:
+        """Takes the next group whenever it has room; yields (candidate id, score) in any order, once
+        for each candidate. Close what it holds (a client, a model) in the generator's `finally`."""
+        ...
+
+
 class Selector(Protocol):
-    """Says of every row whether to keep it. Groups stream, so most selectors hold one at a time."""
+    """Says of every row whether to keep it. Groups stream, so most selectors hold one at a time.
+
+    A selector that must see all prompts before it decides can go through `groups` twice: the second
+    time costs reading, and holding them would cost memory.
+    """
 
     def __call__(self, groups: Iterable[Group]) -> Iterator[Choice]: ...
 

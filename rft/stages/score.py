@@ -1,379 +1,24 @@
-"""Stage 3: what each scorer says of each candidate.
+"""Stage 3: what each scorer says of each candidate (rft/scoring.py), from parts to parts.
 
-Candidates go to worker processes as columns, straight from the parts on disk, and scorers run there
-with a deadline; one that hangs, crashes or raises makes that candidate unknown and nothing else.
-Scorers that batch or wait (`StreamScorer`: a model, a server) pull candidates in this process. Where
-the arm allows it, this stage runs beside the one that samples, and scores parts as they are written.
-
-Truncated candidates are settled before any scorer sees them: whatever their text holds, they are
-`unknown: truncated`. rft/combine.py makes one verdict of several.
+Where the arm's scorers allow it, this stage runs beside the one that samples, and scores parts as
+they are written. Stages that have the same scorers share the worker processes.
 """
 
-import json
-import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby, islice
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rft import components, process, rows, workers
-from rft.combine import combine, settled
+from rft import components, process, rows
 from rft.config import Combine, Component
 from rft.groups import Partitions, Source
 from rft.rundir import StageDir
-from rft.types import (
-    Candidate,
-    Finish,
-    Prompt,
-    RftError,
-    Score,
-    ScoreRow,
-    StreamScorer,
-    Verdict,
-    digest,
-)
-
-TIMEOUT_S = 10.0
-"""Seconds that the scorers in worker processes may together spend on one candidate."""
-
-CHUNK_S = 0.25
-"""Seconds of work to give a worker at a time."""
-
-COLUMNS = ["id", "prompt_id", "index", "text", "finish", "logprob"]
-"""What scorers see of a candidate."""
-
-Specs = list[dict[str, Any]]
-Pair = tuple[Prompt, Candidate]
-Scores = list[Score | None]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Candidates as columns, with their prompts."""
-
-    prompts: dict[str, Prompt]
-    batch: pa.RecordBatch
-    stage: int = 0
-    """Which of the stages that are scored together it is of."""
-
-    def __len__(self) -> int:
-        return int(self.batch.num_rows)
-
-    def __getitem__(self, part: slice) -> "Chunk":
-        return Chunk(self.prompts, self.batch[part], self.stage)
-
-
-@dataclass
-class _Row:
-    """A candidate on its way through several scorers."""
-
-    prompt: Prompt
-    candidate: Candidate
-    scores: Scores = field(default_factory=list)
-    """Of the scorers so far; None where one was not asked."""
-
-
-@dataclass
-class Pace:
-    """How large the next chunk should be: small enough for both cores to end together."""
-
-    done: int = 0
-    begun: float = field(default_factory=time.monotonic)
-
-    def rows(self) -> int:
-        rate = self.done / max(time.monotonic() - self.begun, 1e-3)
-        return min(max(int(rate * CHUNK_S), 32), 4096)
-
-
-# In the workers ----------------------------------------------------------------------------------
-
-
-def load_scorers(
-    specs: Specs, rule: Combine, alone: bool
-) -> Callable[[Any, Callable[[int], None]], Any]:
-    """What a worker does with a chunk, or with a list of rows.
-
-    alone: there are no other scorers, so the verdicts are final: the result is a batch of score
-    rows. Otherwise it is what the scorers said, one list for each row.
-    """
-    made = [components.make("scorers", Component(**spec)) for spec in specs]
-
-    def ask(prompt: Prompt, candidate: Candidate, before: Sequence[Score | None]) -> Scores:
-        scores: Scores = []
-        for spec, scorer in zip(specs, made):
-            if scores and settled(rule, [*before, *scores]):
-                scores.append(None)
-                continue
-            try:
-                scores.append(_checked(scorer(prompt, candidate), spec["use"]))
-            except Exception as fault:
-                scores.append(Score(Verdict.UNKNOWN, "error", f"{type(fault).__name__}: {fault}"))
-        return scores
-
-    def work(chunk: Any, begin: Callable[[int], None]) -> Any:
-        results = []
-        for i, (prompt, candidate, before) in enumerate(_members(chunk)):
-            begin(i)
-            results.append(ask(prompt, candidate, before))
-        return _final(chunk, rule, results) if alone else results
-
-    return work
-
-
-def _members(chunk: Any) -> Iterator[tuple[Prompt, Candidate, Sequence[Score | None]]]:
-    if isinstance(chunk, Chunk):
-        for candidate in rows.objects(chunk.batch, Candidate):
-            yield chunk.prompts[candidate.prompt_id], candidate, ()
-    else:
-        for row in chunk:
-            yield row.prompt, row.candidate, row.scores
-
-
-def _checked(score: Any, use: str) -> Score:
-    # Checked here, so that a faulty scorer costs its verdicts and not the run.
-    if not isinstance(score, Score) or not isinstance(score.verdict, Verdict):
-        raise TypeError(f"{use} returned {score!r:.80}, not a Score")
-    if not isinstance(score.extracted, str | None):
-        raise TypeError(f"{use}: Score.extracted is {score.extracted!r:.80}")
-    if not isinstance(score.value, float | int | None):
-        raise TypeError(f"{use}: Score.value is {score.value!r:.80}")
-    return score
-
-
-# Batches of score rows ---------------------------------------------------------------------------
-
-
-def _final(chunk: Chunk, rule: Combine, told: list[Scores]) -> pa.RecordBatch:
-    """Score rows of a chunk, given what the scorers said of each candidate."""
-    if len(told[0]) == 1:
-        scores = [each[0] for each in told]
-    else:
-        scores = [combine(rule, each) for each in told]
-    return _batch(chunk.batch.column("id"), chunk.batch.column("prompt_id"), scores, told)
-
-
-def _batch(ids: Any, prompt_ids: Any, scores: Sequence[Any], told: list[Scores]) -> pa.RecordBatch:
-    columns = [
-        ids,
-        prompt_ids,
-        [s.verdict for s in scores],
-        [s.reason for s in scores],
-        [s.extracted for s in scores],
-        [s.value for s in scores],
-        # Of a single scorer the row itself tells what it said.
-        ["" if len(each) == 1 else _json(each) for each in told],
-    ]
-    return pa.record_batch(
-        [
-            pa.array(column, f.type) if isinstance(column, list) else column
-            for column, f in zip(columns, rows.schema(ScoreRow))
-        ],
-        schema=rows.schema(ScoreRow),
-    )
-
-
-def _json(told: Scores) -> str:
-    listed = [s and [str(s.verdict), s.reason, s.extracted, s.value] for s in told]
-    return json.dumps(listed, ensure_ascii=False)
-
-
-def _split_truncated(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """The candidates to be scored, and the score rows of those that were cut off."""
-    cut = pc.equal(batch.column("finish"), str(Finish.LENGTH))
-    of = batch.filter(cut)
-    score = Score(Verdict.UNKNOWN, "truncated")
-    told: list[Scores] = [[score]] * of.num_rows
-    final = _batch(of.column("id"), of.column("prompt_id"), [score] * of.num_rows, told)
-    return batch.filter(pc.invert(cut)), final
-
-
-# Scorers one after the other ---------------------------------------------------------------------
-
-
-def _mixed(
-    chunks: Iterator[Chunk | None],
-    specs: Specs,
-    rule: Combine,
-    made: dict[int, StreamScorer],
-    counts: Counter[str],
-) -> Iterator[pa.RecordBatch]:
-    """Batches of score rows of the chunks' candidates, in any order.
-
-    chunks: None among them means that there is nothing for the moment. made: the stream scorers, by
-    their place in specs. counts: how many candidates each prompt has, for scorers that want them all.
-    """
-    flow: Iterator[list[_Row] | None] = (_as_rows(chunk) for chunk in chunks)
-    for is_pool, places in groupby(range(len(specs)), key=lambda i: i not in made):
-        each = list(places)
-        if is_pool:
-            flow = _pooled([specs[i] for i in each], rule, flow)
-        else:
-            for i in each:
-                if made[i].whole_prompts:
-                    flow = _gathered(flow, counts)
-                flow = _streamed(specs[i]["use"], made[i], rule, flow)
-    for done in flow:
-        if done:
-            ids = [row.candidate.id for row in done]
-            final = [combine(rule, row.scores) for row in done]
-            prompt_ids = [row.candidate.prompt_id for row in done]
-            yield _batch(ids, prompt_ids, final, [row.scores for row in done])
-
-
-def _pool(args: tuple[Any, ...], chunks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    count = min(len(os.sched_getaffinity(0)), 16)
-    return workers.run(load_scorers, args, chunks, workers=count, timeout_s=TIMEOUT_S)
-
-
-def _failed(failure: workers.Failure, of: int) -> Scores:
-    return [Score(Verdict.UNKNOWN, failure.reason, failure.detail or None), *([None] * (of - 1))]
-
-
-def _alone(
-    chunks: Iterator[Chunk | None], specs: Specs, rule: Combine
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches of score rows, each with its stage, by scorers that all run in worker processes."""
-    for chunk, got in _pool((specs, rule, True), chunks):
-        if isinstance(got, workers.Failure):
-            got = _final(chunk, rule, [_failed(got, len(specs))])
-        yield chunk.stage, got
-
-
-def _as_rows(chunk: Chunk | None) -> list[_Row] | None:
-    if chunk is None:
-        return None
-    return [_Row(prompt, candidate) for prompt, candidate, _ in _members(chunk)]
-
-
-def _pooled(
-    specs: Specs, rule: Combine, source: Iterator[list[_Row] | None]
-) -> Iterator[list[_Row]]:
-    passed: list[_Row] = []
-
-    def asked() -> Iterator[list[_Row] | None]:
-        for some in source:
-            yield some and _ask(some, rule, passed, len(specs))
-
-    for some, got in _pool((specs, rule, False), asked()):
-        if isinstance(got, workers.Failure):
-            got = [_failed(got, len(specs))]
-        for row, told in zip(some, got, strict=True):
-            row.scores.extend(told)
-        yield some
-        yield from _drain(passed)
-    yield from _drain(passed)
-
-
-def _ask(some: list[_Row], rule: Combine, passed: list[_Row], of: int) -> list[_Row]:
-    """The rows whose verdict is open; the others go to `passed`."""
-    asked = []
-    for row in some:
-        if row.scores and settled(rule, row.scores):
-            row.scores.extend([None] * of)
-            passed.append(row)
-        else:
-            asked.append(row)
-    return asked
-
-
-def _drain(passed: list[_Row]) -> Iterator[list[_Row]]:
-    if passed:
-        yield passed[:]
-        passed.clear()
-
-
-def _gathered(
-    source: Iterator[list[_Row] | None], counts: Counter[str]
-) -> Iterator[list[_Row] | None]:
-    """The rows of a prompt once they are all there."""
-    held: dict[str, list[_Row]] = defaultdict(list)
-    for some in source:
-        if some is None:
-            yield None
-            continue
-        for row in some:
-            prompt_id = row.prompt.id
-            held[prompt_id].append(row)
-            if len(held[prompt_id]) == counts[prompt_id]:
-                yield held.pop(prompt_id)
-    assert not held, "a prompt has fewer candidates than were counted"
-
-
-def _streamed(
-    use: str, scorer: StreamScorer, rule: Combine, source: Iterator[list[_Row] | None]
-) -> Iterator[list[_Row]]:
-    held: dict[str, _Row] = {}
-    passed: list[_Row] = []
-
-    def groups() -> Iterator[tuple[Prompt, list[Candidate]]]:
-        for some in source:
-            if some is None:
-                time.sleep(0.1)
-                continue
-            asked = _ask(some, rule, passed, 1)
-            asked.sort(key=lambda row: (row.prompt.id, row.candidate.index, row.candidate.id))
-            held.update((row.candidate.id, row) for row in asked)
-            for _, members in groupby(asked, key=lambda row: row.prompt.id):
-                each = list(members)
-                yield each[0].prompt, [row.candidate for row in each]
-
-    for id, score in scorer.score(groups()):
-        row = held.pop(id, None)
-        if row is None:
-            raise RftError(f"score: {use} gave a second score, or one unasked, for {id}")
-        try:
-            row.scores.append(_checked(score, use))
-        except TypeError as fault:
-            raise RftError(f"score: {fault}") from None
-        yield [row]
-        yield from _drain(passed)
-    yield from _drain(passed)
-    if held:
-        raise RftError(
-            f"score: {use} gave no score for {len(held)} candidates, for instance {min(held)}: it "
-            "must yield one for each that it takes"
-        )
-
-
-# For rft check, and whoever has pairs in memory --------------------------------------------------
-
-
-def score_all(
-    pairs: Iterable[Pair], specs: Specs, rule: Combine | None = None
-) -> Iterator[tuple[Pair, ScoreRow]]:
-    """Scores pairs by scorers in worker processes; yields in any order. Ids must differ."""
-    flight: dict[str, Pair] = {}
-    settled: list[pa.RecordBatch] = []
-    source, pace = iter(pairs), Pace()
-
-    def chunks() -> Iterator[Chunk]:
-        while some := list(islice(source, pace.rows())):
-            flight.update((candidate.id, (prompt, candidate)) for prompt, candidate in some)
-            table = rows.table([candidate for _, candidate in some], Candidate).select(COLUMNS)
-            rest, cut = _split_truncated(table.combine_chunks().to_batches()[0])
-            settled.append(cut)
-            yield Chunk({prompt.id: prompt for prompt, _ in some}, rest)
-
-    def told(batch: pa.RecordBatch) -> Iterator[tuple[Pair, ScoreRow]]:
-        pace.done += batch.num_rows
-        for row in rows.objects(batch, ScoreRow):
-            yield flight.pop(row.id), row
-
-    for _, batch in _alone(chunks(), specs, rule or Combine()):
-        yield from told(batch)
-        while settled:
-            yield from told(settled.pop())
-    while settled:
-        yield from told(settled.pop())
-
-
-# The stage ---------------------------------------------------------------------------------------
+from rft.scoring import COLUMNS, Chunk, Pace, Specs, by_workers, mixed, split_truncated
+from rft.types import Prompt, RftError, ScoreRow, StreamScorer, Verdict, digest
 
 
 def run(jobs: list[dict[str, Any]]) -> None:
@@ -414,7 +59,7 @@ def _run_together(stages: list["_Stage"]) -> None:
                 yield None
 
     try:
-        for i, batch in _alone(chunks(), first.specs, first.rule):
+        for i, batch in by_workers(chunks(), first.specs, first.rule):
             stages[i].pace.done += batch.num_rows
             stages[i].writer.extend(batch)
             if not first.follow:
@@ -467,7 +112,7 @@ class _Stage:
         chunks = self._whole_prompts(counts) if whole else self.parts()
         progress = process.Progress(self.job["label"], self.resumed + self.owed(), self.resumed)
         try:
-            for batch in _mixed(chunks, self.specs, self.rule, made, counts):
+            for batch in mixed(chunks, self.specs, self.rule, made, counts):
                 self.pace.done += batch.num_rows
                 if whole:
                     batch = batch.filter(self._is_fresh(batch))
@@ -495,7 +140,7 @@ class _Stage:
             for batch in rows.batches(self.source, COLUMNS, fresh):
                 batch = batch.filter(self._is_fresh(batch))
                 self.seen.update(batch.column("id").to_pylist())
-                rest, cut = _split_truncated(batch)
+                rest, cut = split_truncated(batch)
                 self.writer.extend(cut)
                 yield from self._cut(rest)
             taken.update(fresh)
@@ -521,7 +166,7 @@ class _Stage:
                 owed = table.column("prompt_id")
                 owed = pc.is_in(owed, value_set=fresh.column("prompt_id").combine_chunks())
                 for batch in table.filter(owed).combine_chunks().to_batches():
-                    rest, cut = _split_truncated(batch)
+                    rest, cut = split_truncated(batch)
                     self.writer.extend(cut.filter(self._is_fresh(cut)))
                     counts.update(rest.column("prompt_id").to_pylist())
                     yield from self._cut(rest)

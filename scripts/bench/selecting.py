@@ -9,7 +9,7 @@
   rapidfuzz's edit distance, which shows what of the gain is that library's. The choices are asserted
   to be the same. Of the paper's code the check of each equation by `eval` is left out.
 * scaling: each selector on more and more rows, 100 a prompt. Time and memory are of the selecting
-  alone: the rows are made before, as the stage has them, and memory is what is added at the peak.
+  alone: the rows are made before, and memory is what is added at the peak.
   The exponent is the slope between the first and the last count, of log time over log rows: 1 is
   linear. Each count has its own process.
 """
@@ -92,11 +92,11 @@ def group(number: int, count: int = PER_PROMPT) -> Group:
         ]
         text = "\n".join(lines) + "\n#### 42"
         verdict = Verdict.WRONG if chance.random() < 0.4 else Verdict.CORRECT
-        tokens = tuple(range(len(text) // 4))
         candidate = Candidate(
-            f"{number:012x}{index:012x}", f"{number:024x}", index, text, (), tokens, Finish.STOP
+            f"{number:012x}{index:012x}", f"{number:024x}", index, text, (), (), Finish.STOP
         )
-        rows.append(Scored(candidate, Score(verdict, value=chance.gauss(0, 1))))
+        score = Score(verdict, value=chance.gauss(0, 1))
+        rows.append(Scored(candidate, score, len(text) // 4))
     question = " ".join(chance.choices(("apples", "pears", "Ann", "buys", "sells", "and"), k=40))
     prompt = Prompt(f"{number:024x}", f"{number}: {question}", "42", kind=f"topic {number % 7}")
     return Group(prompt, tuple(rows))
@@ -242,7 +242,7 @@ def scale(count: int) -> dict[str, tuple[float, float]]:
             "length, over: all": lambda g: length(g, prefer="band", high=0.9, over="all"),
             "decontaminate": lambda g: decontaminate(g, against=str(held_out)),
         }
-        found = {name: _measured(lambda run=run: run(iter(made))) for name, run in runs.items()}
+        found = {name: _measured(lambda run=run: run(made)) for name, run in runs.items()}
     # What the stage does with them, on all rows at once.
     chain = [correct, diverse, lambda g: top(g, k=4)]
     found["correct, diverse, top"] = _measured(lambda: select.apply(chain, made))

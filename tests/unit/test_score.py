@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from rft import rows
+from rft import rows, scoring
 from rft.rundir import StageDir
 from rft.stages import score
 from rft.types import Candidate, Finish, Prompt, RftError, ScoreRow, Verdict
@@ -52,7 +52,7 @@ def judge(texts: list[Any], specs: list[dict[str, Any]]) -> list[ScoreRow]:
     """Score rows in the order of the texts; a tuple is (text, finish)."""
     prompt = Prompt("p", "?", "5")
     made = [candidate(i, *(t if isinstance(t, tuple) else (t,))) for i, t in enumerate(texts)]
-    got = [row for _, row in score.score_all(((prompt, c) for c in made), specs)]
+    got = [row for _, row in scoring.score_all(((prompt, c) for c in made), specs)]
     assert sorted(row.id for row in got) == sorted(c.id for c in made)
     by_id = {row.id: row for row in got}
     return [by_id[c.id] for c in made]
@@ -92,7 +92,7 @@ def test_every_scorers_word_is_kept(mine: str) -> None:
 def test_hanging_scorer_is_a_timeout_and_the_rest_is_fine(
     mine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(scoring, "TIMEOUT_S", 1.0)
     begun = time.monotonic()
     got = judge(["fine", "stuck", "fine", "fine"], [{"use": f"{mine}:hangs_on_stuck", "args": {}}])
     assert time.monotonic() - begun < 20

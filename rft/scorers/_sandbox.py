@@ -1,0 +1,384 @@
+"""Runs Python code that nobody trusts, thousands of times over, in bubblewrap.
+
+A sandbox is two servers, each alone in namespaces of its own: one holds the tests, the other the
+candidate. The verdict comes from the tests' side, where nothing of the candidate ever runs; output of
+programs is compared here, outside of both. Inside there are Python's standard library, read-only, an
+empty scratch folder of limited size, no other user's rights, no network, no environment, no /proc and
+no device. A system-call filter allows no new process and no new program, so that limits on one
+process (CPU time, memory, file size) are limits on the whole candidate.
+
+bubblewrap is started by root without a user namespace, and the server becomes `nobody`: in a
+namespace a candidate would be root to the kernel outside it, exempt from the limit on threads and the
+owner of whatever file leaked in. Other users get a namespace.
+
+Scorer, tests and candidate take turns, so they share a core: a hand-over to another core costs more
+than most tests do (measured: a third of all time). For each job they stay on the core that the scorer
+is on by then; between jobs the kernel may move it to where there is room.
+
+A server is replaced when a candidate leaves a file in its scratch folder, or when it doesn't answer.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rft.scorers import _sandbox_roles, _sandbox_server
+
+START_S = 20
+"""Seconds that a server has to start in."""
+ANSWER_S = 2
+"""Seconds that a server has to end a job in."""
+HURRY_S = 0.2
+"""Seconds that the tests behind a failed one may take together: the verdict stands by then."""
+SCRATCH_MB = 64
+FILE_MB = 32
+_MOST = 64 << 20
+_SPARE = 1 << 16
+"""Bytes of output beyond twice the expected ones, after which an output is wrong anyway."""
+
+
+class Unavailable(ValueError):
+    """There is no sandbox on this machine; the message says what to install or set."""
+
+
+@dataclass
+class Run:
+    """What became of a function candidate: the results of its tests in order, None for a pass, or
+    (whose fault, exception, words)."""
+
+    results: list[tuple[str, str, str] | None]
+    calls: int | None
+    """Calls of the candidate's functions; None if the tests did not come to their end."""
+    timed_out: bool
+    signal: int | None
+    """What killed the candidate's process, if a signal did."""
+
+
+@dataclass
+class Output:
+    """What became of a program."""
+
+    text: bytes
+    timed_out: bool
+    too_long: bool
+    status: int | None
+    """Exit status, or minus the signal that killed it; None if it was stopped."""
+    fault: tuple[str, str] | None
+    """Name and words of the exception it ended by, in its own words."""
+
+
+def command(channel: int, info: int, what: str, limits: dict[str, list[int]]) -> list[str]:
+    """The command line of a server that talks over the file descriptor `channel`.
+
+    info: where bubblewrap writes the server's process id. what: `tests` or `candidate`. limits: of its processes.
+    """
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise Unavailable(
+            "model-written code runs only in bubblewrap, which is not installed: "
+            "apt-get install -y bubblewrap"
+        )
+    if sys.platform != "linux" or platform.machine() not in _sandbox_server.MACHINES:
+        raise Unavailable(
+            f"model-written code runs only on Linux on {' or '.join(_sandbox_server.MACHINES)}, "
+            f"not on {sys.platform} on {platform.machine()}"
+        )
+    python = os.path.realpath(sys.executable)
+    found = {python, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    # The interpreter's own shared libraries, and the system's.
+    found |= {os.path.join(sys.base_prefix, "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64"}
+    args = [bwrap, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    args += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1"]
+    args += ["--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "PYTHONPATH", "/code"]
+    args += ["--setenv", "LD_BIND_NOW", "1", "--cap-drop", "ALL"]  # bound once, not in every fork
+    if os.geteuid() == 0:
+        args += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        args += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
+    binds = {path: path for path in found | {os.path.realpath(p) for p in found}}
+    binds |= {_inside(m): str(m.__file__) for m in (_sandbox_server, _sandbox_roles)}
+    # Made first, since bubblewrap lets nobody but root into the folders it makes up.
+    for folder in sorted({str(p) for path in binds for p in Path(path).parents} - {"/"}):
+        args += ["--perms", "0755", "--dir", folder]
+    for path, source in sorted(binds.items()):
+        args += ["--ro-bind-try", source, path]
+    args += ["--perms", "1777", "--size", str(SCRATCH_MB << 20), "--tmpfs", _sandbox_server.SCRATCH]
+    args += ["--info-fd", str(info), "--remount-ro", "/", "--chdir", _sandbox_server.SCRATCH, "--"]
+    args += [python, "-P", "-s", "-S", "-B", "-X", "utf8", _inside(_sandbox_server)]
+    return [*args, str(channel), what, json.dumps(limits)]
+
+
+def _inside(module: Any) -> str:
+    return f"/code/{module.__name__.replace('.', '/')}.py"
+
+
+def explained(words: str) -> str:
+    """bubblewrap's last words, with what to do about them."""
+    said = f"the sandbox does not start: {words.strip() or 'bwrap ended without a word'}"
+    if "Unknown option" in words:
+        return f"{said}. It needs bubblewrap 0.7 or later."
+    if not words.startswith("bwrap"):
+        return said
+    if os.geteuid() == 0:
+        return (
+            f"{said}. In a container, allow namespaces: docker run --cap-add SYS_ADMIN "
+            "--security-opt seccomp=unconfined --security-opt apparmor=unconfined ..."
+        )
+    return (
+        f"{said}. User namespaces are forbidden to you; as root, on the host: "
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), "
+        "sysctl -w kernel.unprivileged_userns_clone=1 (older Debian), "
+        "sysctl -w user.max_user_namespaces=10000 (where it is 0)"
+    )
+
+
+class _Server:
+    """One bubblewrap with a warm Python in it."""
+
+    def __init__(self, what: str, limits: dict[str, list[int]]) -> None:
+        ours, theirs = socket.socketpair()
+        told, telling = os.pipe()
+        with theirs:
+            # No /dev/null: nothing of the host's is to be held inside, not even that.
+            self.process = subprocess.Popen(
+                command(theirs.fileno(), telling, what, limits),
+                pass_fds=[theirs.fileno(), telling],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        os.close(telling)
+        self.control, self.core = ours, -1
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.close = weakref.finalize(self, _end, self.process, ours)
+        try:
+            hello = self.answer(START_S)
+            assert hello["ready"] == 1 and hello["uid"] != 0
+            self.pid = int(json.loads(_read(told, time.monotonic() + 1, 1 << 16)[0])["child-pid"])
+        except (OSError, ValueError, EOFError, KeyError):
+            self.process.kill()
+            words = self.process.stdout.read().decode(errors="replace").strip()
+            self.close()
+            raise Unavailable(explained(words.rpartition("\n")[2])) from None
+        finally:
+            os.close(told)
+
+    def stay(self, core: int) -> None:
+        """Moves the server to a core."""
+        if core != self.core:
+            os.sched_setaffinity(self.pid, {core})
+            self.core = core
+
+    def send(self, job: dict[str, Any], fds: list[int]) -> None:
+        """Hands over a job with its ends of the pipes, which are then closed here."""
+        try:
+            body = json.dumps(job).encode()
+            self.control.settimeout(ANSWER_S)
+            socket.send_fds(self.control, [struct.pack("<I", len(body))], fds)
+            self.control.sendall(body)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def end(self) -> dict[str, Any]:
+        """Ends the job and all its processes. Raises OSError, ValueError or EOFError if it can't."""
+        self.control.sendall(struct.pack("<I", 0))
+        return self.answer(ANSWER_S)
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        got = b""
+        while len(got) < 4 or len(got) < 4 + struct.unpack("<I", got[:4])[0]:
+            self.control.settimeout(max(deadline - time.monotonic(), 0.001))
+            more = self.control.recv(4096)
+            if not more:
+                raise EOFError
+            got += more
+        answer: dict[str, Any] = json.loads(got[4:])
+        return answer
+
+
+def _end(process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
+    control.close()
+    process.kill()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+class Sandbox:
+    """The two servers, started anew where they must be. Raises Unavailable when it is made."""
+
+    def __init__(self, memory_mb: int, cpu_s: int) -> None:
+        size = memory_mb << 20
+        self.limits = {
+            "RLIMIT_AS": [size, size],
+            "RLIMIT_FSIZE": [FILE_MB << 20, FILE_MB << 20],
+            "RLIMIT_NOFILE": [64, 64],
+            "RLIMIT_NPROC": [256, 256],
+            "RLIMIT_CORE": [0, 0],
+        }
+        self.cpu = {"RLIMIT_CPU": [cpu_s, cpu_s + 1]}
+        self.servers: dict[str, _Server] = {}
+        for name in ("tests", "candidate"):
+            self.server(name)
+
+    def server(self, name: str) -> _Server:
+        if name not in self.servers:
+            self.servers[name] = _Server(name, self.limits)
+        return self.servers[name]
+
+    def drop(self, name: str) -> None:
+        self.servers.pop(name).close()
+
+    def close(self) -> None:
+        for name in list(self.servers):
+            self.drop(name)
+
+    def finished(self, name: str, answer: dict[str, Any]) -> int | None:
+        """The wait status of a job's process; None where it was still running."""
+        if not answer["clean"]:
+            self.drop(name)
+        status: int | None = answer["status"]
+        return status
+
+    @contextlib.contextmanager
+    def job(self, *names: str) -> Iterator["_Pipes"]:
+        """Pipes for a job. Whatever goes wrong in it, the next one has new servers."""
+        pipes = _Pipes()
+        cores = os.sched_getaffinity(0)
+        try:
+            core = _sandbox_server.LIBC.sched_getcpu()
+            os.sched_setaffinity(0, {core})
+            for name in names:
+                self.server(name).stay(core)
+            yield pipes
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.sched_setaffinity(0, cores)
+            pipes.close()
+
+    def functions(self, candidate: dict[str, Any], tests: dict[str, Any], deadline: float) -> Run:
+        """Tests a candidate's functions. deadline: of time.monotonic(). Raises OSError, ValueError
+        or EOFError if a server fails.
+
+        candidate: `blocks`, `question`, `names`; tests: `tests`, `helpers`, `names`, as
+        rft/scorers/_sandbox_roles.py takes them.
+        """
+        with self.job("candidate", "tests") as pipes:
+            servers = self.server("candidate"), self.server("tests")
+            (asked, asking), (told, telling), (results, result) = (pipes.new() for _ in range(3))
+            job = {"do": "functions", "limits": self.cpu, **candidate}
+            servers[0].send(job, pipes.hand(asked, telling))
+            servers[1].send(tests, pipes.hand(told, asking, result))
+            text, timed_out, _ = _read(results, deadline, _MOST, lambda part: b"[" in part)
+            status = self.finished("candidate", servers[0].end())
+        lines = [json.loads(line) for line in text.split(b"\n")[:-1]]
+        calls = lines.pop()["calls"] if lines and isinstance(lines[-1], dict) else None
+        if calls is None:
+            self.drop("tests")  # it still runs, or is gone
+        killed = os.WTERMSIG(status) if status and os.WIFSIGNALED(status) else None
+        return Run([x and tuple(x) for x in lines], calls, timed_out, killed)
+
+    def program(
+        self, candidate: dict[str, Any], stdin: str, expected: int, deadline: float
+    ) -> Output:
+        """Runs a candidate as a program on one input. expected: how many bytes it should print."""
+        with self.job("candidate") as pipes:
+            server = self.server("candidate")
+            (out, output), (noted, note) = pipes.new(), pipes.new()
+            job = {"do": "program", "limits": self.cpu, "input": stdin, **candidate}
+            server.send(job, pipes.hand(output, note))
+            text, timed_out, too_long = _read(out, deadline, 2 * expected + _SPARE)
+            answer = None
+            if not timed_out and not too_long:
+                try:
+                    answer = server.answer(deadline - time.monotonic())
+                except TimeoutError:
+                    timed_out = True
+            status = self.finished("candidate", answer or server.end())
+            words, _, _ = _read(noted, deadline, 4096)
+        fault = None
+        with contextlib.suppress(ValueError):
+            name, said = json.loads(words)
+            fault = str(name), str(said)
+        code = None if status is None else os.waitstatus_to_exitcode(status)
+        return Output(text, timed_out, too_long, code, fault)
+
+
+class _Pipes:
+    """Pipes whose ends are closed here, unless they were handed over."""
+
+    def __init__(self) -> None:
+        self.open: set[int] = set()
+
+    def new(self) -> tuple[int, int]:
+        pair = os.pipe()
+        self.open |= set(pair)
+        return pair
+
+    def hand(self, *fds: int) -> list[int]:
+        self.open -= set(fds)
+        return list(fds)
+
+    def close(self) -> None:
+        for fd in self.open:
+            os.close(fd)
+
+
+def _read(
+    fd: int, deadline: float, most: int, hurry: Callable[[bytes], bool] = lambda part: False
+) -> tuple[bytes, bool, bool]:
+    """All that comes; whether the deadline cut it, and whether it was more than `most` bytes.
+
+    hurry: whether a part of it makes the rest uninteresting.
+    """
+    parts, size = [], 0
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while True:
+        if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+            return b"".join(parts), True, False
+        part = os.read(fd, 1 << 16)
+        if not part:
+            return b"".join(parts), False, False
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            return b"".join(parts), False, True
+        if hurry(part):
+            deadline = min(deadline, time.monotonic() + HURRY_S)
+
+
+def fault() -> str | None:
+    """Why code can't be run here, tried out; None if it can."""
+    try:
+        sandbox = Sandbox(memory_mb=512, cpu_s=5)
+    except Unavailable as words:
+        return str(words)
+    try:
+        candidate = {"blocks": ["def f(x): return x + 1"], "question": "", "names": ["f"]}
+        tests = {"tests": "assert f(1) == 2", "helpers": "", "names": ["f"]}
+        run = sandbox.functions(candidate, tests, time.monotonic() + 5)
+        return None if run.results == [None] else f"the sandbox does not work: {run}"
+    except (OSError, ValueError, EOFError) as words:
+        return f"the sandbox does not work: {words!r}"
+    finally:
+        sandbox.close()

@@ -1,0 +1,252 @@
+"""The judge against a real vLLM server, and against the same model in an engine of its own.
+
+Run as a script, this file is the process with that engine: one process holds one.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import rft
+from rft.scorers.judge import judge
+from rft.types import Candidate, Finish, Prompt, RftError, Score, Verdict, digest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = Path(rft.__file__).parent / "embedded" / "model"
+SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}\nAnswer:{% endif %}"
+)
+ASK: dict[str, Any] = {
+    "prompt": "Question: {question}\n{answer}",
+    # What a model of this size says is no judgement, but it is text: any digit will do as a verdict.
+    "pattern": r"([0-9])",
+    "words": {str(i): ("correct", "wrong")[i % 2] for i in range(9)},
+    "votes": 3,
+    "temperature": 1.0,
+    "max_tokens": 24,
+}
+
+
+def groups(count: int = 8) -> list[tuple[Prompt, Sequence[Candidate]]]:
+    found = []
+    for line in (TINY.parent / "eval.jsonl").read_text().splitlines()[:count]:
+        row = json.loads(line)
+        prompt = Prompt(digest(row["question"]), row["question"], row["answer"])
+        texts = [row["solution"], f"#### {int(row['answer']) + 1}", "I don't know {answer}."]
+        found.append(
+            (
+                prompt,
+                [
+                    Candidate(digest(prompt.id, i), prompt.id, i, text, (), (), Finish.STOP)
+                    for i, text in enumerate(texts)
+                ],
+            )
+        )
+    return found
+
+
+def scores(
+    scorer: judge, found: list[tuple[Prompt, Sequence[Candidate]]], folder: Path
+) -> dict[str, Score]:
+    folder.mkdir(exist_ok=True)
+    scorer.open(folder)
+    got = list(scorer.score(iter(found)))
+    assert len(got) == len(dict(got)) == sum(len(candidates) for _, candidates in found)
+    return dict(got)
+
+
+@contextmanager
+def served(model: Path, max_len: int, log: Path) -> Iterator[str]:
+    """`vllm serve`, with the settings that suit a CPU; gives the base_url."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": cores,
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    args = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    args += ["--served-model-name", "the-judge", "--host", "127.0.0.1", "--port", str(port)]
+    args += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "64"]
+    # Seeded requests whose prompt is prefilled in several steps end the engine on a CPU.
+    args += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(2048, max_len))]
+    args += ["--max-model-len", str(max_len)]
+    with open(log, "wb") as out:
+        server = subprocess.Popen(
+            args, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        end = time.monotonic() + 240
+        while True:
+            assert server.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(server.pid, number)
+                server.wait(20)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                pass
+
+
+def test_server_and_engine_agree(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    found = groups()
+    with served(model, 256, tmp_path / "log") as url:
+        first = judge("the-judge", url, **ASK)
+        got = scores(first, found, tmp_path / "first")
+        reasons = Counter(score.reason for score in got.values())
+        assert {s.verdict for s in got.values()} >= {Verdict.CORRECT, Verdict.WRONG}, reasons
+        stats = first.stats()
+        assert 48 <= stats["requests"] <= 72 and stats["retries"] == 0
+        assert stats["prompt_tokens"] > 30 * stats["requests"]
+        assert 0 < stats["completion_tokens"] <= 24 * stats["requests"]
+
+        # The same again is asked of nobody; a fresh folder gets the same answers by their seeds.
+        second = judge("the-judge", url, **ASK)
+        assert scores(second, found, tmp_path / "first") == got
+        assert second.stats()["requests"] == stats["requests"] == second.stats()["reused"]
+        assert scores(judge("the-judge", url, **ASK), found, tmp_path / "fresh") == got
+
+        long = [
+            (Prompt("p", "Why? " * 300, "1"), [Candidate("c", "p", 0, "x", (), (), Finish.STOP)])
+        ]
+        assert (
+            scores(judge("the-judge", url, **ASK), long, tmp_path / "long")["c"].reason
+            == "too_long"
+        )
+        with pytest.raises(RftError, match="HTTP 404.*serves the-judge"):
+            scores(judge("other", url, **ASK), found, tmp_path / "other")
+        pairs = judge(
+            "the-judge", url, mode="pairs", prompt="{question} {answer} {other}", max_tokens=8
+        )
+        assert {s.reason for s in scores(pairs, found[:2], tmp_path / "pairs").values()} <= {
+            "unparsed",
+            "truncated",
+        }
+
+    done = subprocess.run(
+        [sys.executable, __file__, str(model), str(tmp_path / "engine")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    own = json.loads((tmp_path / "engine" / "scores.json").read_text())
+    assert own["scores"] == {
+        id: [s.verdict, s.reason, s.extracted, s.value] for id, s in got.items()
+    }
+    assert own["stats"]["requests"] == stats["requests"]
+    assert own["stats"]["completion_tokens"] == stats["completion_tokens"]
+    assert own["long"] == "too_long"
+
+
+def svamp(count: int) -> list[tuple[Prompt, Sequence[Candidate]]]:
+    """SVAMP problems, each with its right answer and a wrong one: candidates 0 and 1."""
+    path = ROOT.parent / "shared" / "data" / "svamp" / "SVAMP.json"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    rng, found = random.Random(0), []
+    for row in rng.sample(json.loads(path.read_text()), count):
+        question, right = f"{row['Body'].strip()} {row['Question']}", int(row["Answer"])
+        equation = re.sub(r"\.0\b", "", row["Equation"]).strip("( )")
+        prompt = Prompt(digest(question), question, str(right))
+        wrong = right + rng.choice([-7, -3, -1, 1, 2, 5, 10])
+        texts = [f"{equation} = {n}. The answer is {n}." for n in (right, wrong)]
+        found.append(
+            (
+                prompt,
+                [
+                    Candidate(digest(prompt.id, i), prompt.id, i, text, (), (), Finish.STOP)
+                    for i, text in enumerate(texts)
+                ],
+            )
+        )
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="needs `make smollm2`")
+def test_smollm2_judges_svamp(tmp_path: Path) -> None:
+    """How a small real model does with the default prompt. Nothing is asked of its wisdom."""
+    found = svamp(25)
+    with served(SMOLLM2, 2048, tmp_path / "log") as url:
+        for mode, votes in (("verdict", 1), ("verdict", 3), ("grade", 1), ("pairs", 1)):
+            temperature = 0.7 if votes > 1 else 0.0
+            scorer = judge(
+                "the-judge",
+                url,
+                mode=mode,  # type: ignore[arg-type]
+                votes=votes,
+                temperature=temperature,
+                max_tokens=256,
+                timeout_s=600,
+            )
+            began = time.monotonic()
+            got = scores(scorer, found, tmp_path / f"{mode}{votes}")
+            said = Counter(str(s.reason or s.verdict) for s in got.values())
+            pairs = [(got[c[0].id], got[c[1].id]) for _, c in found]
+            decided = [
+                (s.verdict is Verdict.CORRECT) == right
+                for pair in pairs
+                for s, right in zip(pair, (True, False))
+                if s.verdict is not Verdict.UNKNOWN
+            ]
+            above = [(r.value > w.value) + (r.value == w.value) / 2 for r, w in pairs if r.value is not None and w.value is not None]  # fmt: skip
+            print(
+                f"\n{mode}, {votes} votes: {dict(said)}; right in {sum(decided)} of {len(decided)} "
+                f"verdicts; the right answer is above in {sum(above):g} of {len(above)} pairs (ties half); "
+                f"{time.monotonic() - began:.0f} s; {scorer.stats()}"
+            )
+            assert "server_error" not in said and "bad_response" not in said
+            assert scorer.stats()["requests"] >= 50
+
+
+def main() -> None:
+    """In a process of its own: the model of the first argument judges, without a server."""
+    model, folder = sys.argv[1], Path(sys.argv[2])
+    # The name goes into the hash that seeds a vote's request only through the messages.
+    scorer = judge(model, max_len=256, **ASK)
+    got = scores(scorer, groups(), folder)
+    long = [(Prompt("p", "Why? " * 300, "1"), [Candidate("c", "p", 0, "x", (), (), Finish.STOP)])]
+    other = judge(model, max_len=256, **ASK)
+    (folder / "scores.json").write_text(
+        json.dumps(
+            {
+                "scores": {i: [s.verdict, s.reason, s.extracted, s.value] for i, s in got.items()},
+                "stats": scorer.stats(),
+                "long": scores(other, long, folder)["c"].reason,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
