@@ -2,15 +2,14 @@
 
 C correct, W wrong, U unknown. Rows are the first scorer's word, columns the second's:
 
-    all    C  W  U      any    C  W  U      first  C  W  U
-    C      C  W  U      C      C  C  C      C      C  C  C
-    W      W  W  W      W      C  W  U      W      W  W  W
-    U      U  W  U      U      C  U  U      U      C  W  U
+    all    C  W  U      any    C  W  U      first  C  W  U      veto   C  W  U
+    C      C  W  U      C      C  C  C      C      C  C  C      C      C  W  C
+    W      W  W  W      W      C  W  U      W      W  W  W      W      W  W  W
+    U      U  W  U      U      C  U  U      U      C  W  U      U      U  U  U
 
 `all` and `any` are Kleene's strong conjunction and disjunction (Introduction to Metamathematics,
-1952, section 64). `first` takes the first that knows. `veto`: the first scorer decides, and any other
-may turn its C to W, but not to C: with C, W, U of the others it gives C, W, C where the first says C,
-and the first's own word elsewhere. `weighted` adds the weights of those that say C and compares their
+1952, section 64). `first` takes the first that knows. `veto`: the first decides, and any other can
+turn its C to W. `weighted` adds the weights of those that say C and compares their
 share with `threshold`, once no unknown one could still tip the scales; until then it is U.
 
 A scorer that only gives a number (reason `unjudged`) abstains under every rule. The scorers are

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,7 @@ def table(rule: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("rule", ["all", "any", "first"])
+@pytest.mark.parametrize("rule", ["all", "any", "first", "veto"])
 def test_as_the_table_says(rule: str) -> None:
     told = table(rule)
     assert len(told) == 9
@@ -43,12 +44,11 @@ def test_as_the_table_says(rule: str) -> None:
         assert verdict(Combine(rule=rule), pair) == expected, pair  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "letters, expected",
-    [("CC", "C"), ("CW", "W"), ("CU", "C"), ("WC", "W"), ("WU", "W"), ("UC", "U"), ("UW", "U")],
-)
-def test_veto(letters: str, expected: str) -> None:
-    assert verdict(Combine(rule="veto"), letters) == expected
+def test_docs_have_the_same_tables() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text()
+    lines = (combine.__doc__ or "").split("\n")
+    head = next(i for i, line in enumerate(lines) if line.strip().startswith("all "))
+    assert "\n".join(lines[head : head + 4]) in page
 
 
 @pytest.mark.parametrize(
