@@ -27,6 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rft.scorers import _sandbox
+
 GB = 1e9
 PIP = f"{shlex.quote(sys.executable)} -m pip"
 # Needed by vLLM's multimodal models only; PyPI has them for Linux as CUDA builds alone.
@@ -232,13 +234,13 @@ def compiler() -> Check:
 
 
 def sandbox() -> Check:
-    status, text = ask("bwrap", "--ro-bind", "/", "/", "--unshare-all", "true", timeout_s=20)
-    if status == 0:
-        return Check("sandbox", "ok", "bubblewrap runs, without network and in its own namespaces")
-    fix = "apt-get install -y bubblewrap"
-    if status != 127:  # installed, but the kernel forbids user namespaces
-        fix = "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0    (as root, on the host)"
-    return Check("sandbox", "warn", f"{text}; needed only to run code that a model wrote", fix)
+    """Really runs code in the sandbox of the scorer `code`."""
+    fault = _sandbox.fault()
+    if fault is None:
+        return Check(
+            "sandbox", "ok", "bubblewrap works: the scorer `code` can run what models write"
+        )
+    return Check("sandbox", "warn", f"{fault.what}; needed only for the scorer `code`", fault.fix)
 
 
 def hub_cache() -> Check:

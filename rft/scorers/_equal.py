@@ -9,6 +9,7 @@ not called so: another unit (5 cm, 5 m), a share against a percentage (0.5, 50%)
 import functools
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Hashable
 from fractions import Fraction
@@ -70,14 +71,24 @@ def readable(gold: str) -> bool:
         return False
 
 
+_KNOWN = re.compile(
+    r"(?:[\s\d.,+\-*/^(){}\[\]a-zA-Z=$&]|\\[,;! \\{}]"
+    r"|\\(?:[dtc]?frac|sqrt|pi|infty|cdot|times|left|right|cup|pm|text|begin|end|circ)(?![a-zA-Z]))*"
+)
+"""What the exact path knows every sign of: if it can't read that, it is broken or ambiguous, and
+nothing that a guess of math-verify's should decide."""
+
+
 def exact(answer: str, gold: str) -> Told:
     """What the exact path says; ASK where it can't tell."""
     one, two = form_of(answer), form_of(gold)
     if isinstance(one, str) or isinstance(two, str):
         return None, "too_big"
     if one is None or two is None:
-        # The same text is the same answer, if only one is asked to read it.
-        return (True, None) if answer.strip() == gold.strip() else ASK
+        if answer.strip() == gold.strip():  # it needn't be read to be the same
+            return True, None
+        unread = [text for text, form in ((answer, one), (gold, two)) if form is None]
+        return (None, "unparsed") if any(map(_KNOWN.fullmatch, unread)) else ASK
     told = _forms(one, two)
     if told[0] is False:
         for a, b in ((one.other, two), (one, two.other)):
@@ -139,7 +150,7 @@ _MEANINGS: tuple[tuple[str, poly.Value, str], ...] = (
 def _bare(one: Form, two: Form) -> Told:
     """Two forms without their units."""
     if "undefined" in (one.kind, two.kind):
-        return False, None
+        return (False, None) if one.kind != two.kind else (None, "unparsed")
     if "choice" in (one.kind, two.kind):
         return _choices(one, two)
     if one.kind == two.kind == "text":

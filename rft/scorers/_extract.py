@@ -11,7 +11,7 @@ from fractions import Fraction
 
 _NUMBER = re.compile(
     r"(?:(?<![\w)])[-+])?(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)?(?:\.\d+|(?<=\d))"
-    r"(?:[eE][-+]?\d{1,2}(?!\d))?(?: ?/ ?\d+(?![\d.]))?"
+    r"(?:[eE][-+]?\d{1,2}(?!\d))?(?: ?/ ?\d+(?!\.?\d))?"
 )
 _MIXED = re.compile(r"([-+]?)(\d+) +(\d+/\d+)")
 _PHRASE = re.compile(r"answer(?:\s+is|\s*[:=])", re.IGNORECASE)
@@ -61,13 +61,45 @@ _OTHER_PROBLEM = re.compile(
 """A line that opens one more problem: `Question: ...`, `### Problem 2`."""
 _VALUE = re.compile(r"[\W_]*\d(?!\d*(?:st|nd|rd|th) )|[a-zA-Z] ?=")
 """How a line begins that gives the answer at once."""
+_CHANGES = re.compile(
+    r"\s*-?(?:hundred|thousand|million|billion|trillion|dozen|score|pairs? of|k|bn|mn)\b"
+    r"|:\d|\.\d|_\{?\d|\s+(?:or|to|per|out of|and)\s+[$\u20ac\u00a3]?\d"
+    r"|\s*[\u2010-\u2015~/]\s*\d|\s*[|<>\u2260\u2264\u2265]",
+    re.IGNORECASE,
+)
+"""What follows a number that is another than it looks, or one of several: `18 million`, `18 or 19`."""
+_BOUND = re.compile(
+    r"(?:\b(?:not|n't|never|than|least|most|between|over|under|above|below|up to|either|neither|from"
+    r")|[<>|\u2260\u2264\u2265~])"
+    r"[\s$\u20ac\u00a3*(]*$",
+    re.IGNORECASE,
+)
+"""What stands before a number that is no answer: `not 18`, `at least 18`."""
+_MINUS_LIKE = "\u2010\u2011\u2012\u2013\u2014\u2015\u207b\u2796\ufe58\ufe63\uff0d"
+_BESIDE = "\u00b0\u20ac\u00a3\u00a2\u00a5\u00d7\u00f7\u00a0\u2009\u202f\u2018\u2019\u201c\u201d\u2026\u2014\u2192\u2032\u2033"
+"""The characters outside of ASCII, letters aside, that may stand at a number and leave it as it is."""
+_RETRACTS = re.compile(
+    r"\b(?:wait|wrong|mistake|sorry|correction|corrected|actually|instead|recalculat\w*)\b",
+    re.IGNORECASE,
+)
+_GIVES_UP = re.compile(
+    r"\b(?:cannot|can't|can not|unable|unclear|impossible|don't know|do not know|not sure|give up"
+    r"|not enough|(?:step|equation|part|page|line|eq\.) ?\(?\d+\)?)\b|\?\W*$",
+    re.IGNORECASE,
+)
 _LONGEST = 60
 """Digits a number may have; a longer one is no answer to a word problem, only a cost."""
 
 
 def extract(text: str, marker: str, fallback: bool, is_number: bool) -> str | None:
     """The final answer as text, or None if there is none to be found."""
+    if "<think>" in text:
+        _, closed, text = text.rpartition("</think>")
+        if not closed:
+            return None
     _, found, rest = text.partition(marker)
+    if is_number and found and _taken_back(rest, marker):
+        return None
     if found and marker.strip("# "):
         return _marked(rest.lstrip().split("\n", 1)[0], True, is_number)
     tail = text
@@ -96,8 +128,37 @@ def extract(text: str, marker: str, fallback: bool, is_number: bool) -> str | No
         return None
     # A number in a heading, or above the last one, is not where the text arrives.
     tail = _simple(tail)
+    if _GIVES_UP.search(tail.rstrip().rpartition("\n")[2]):
+        return None
     numbers = [m for m in _NUMBER.finditer(tail) if m.group()]
-    return _signed(tail, numbers[-1]) if numbers else None
+    return _signed(tail, numbers[-1]) if numbers and _is_whole(tail, numbers[-1]) else None
+
+
+def _taken_back(rest: str, marker: str) -> bool:
+    """Whether the text after a marker says that its answer is wrong, and gives another one."""
+    end = rest.find("\n" + marker)
+    if end < 0 or _OTHER_PROBLEM.search(rest, 0, end):
+        return False
+    return _RETRACTS.search(rest, 0, end) is not None
+
+
+def _is_whole(text: str, found: re.Match[str]) -> bool:
+    """Whether what stands around a number leaves it as it is, as far as one line can tell."""
+    before, after = (
+        text[max(found.start() - 40, 0) : found.start()],
+        text[found.end() : found.end() + 40],
+    )
+    beside = before[-1:] + after[:1]
+    if any(not c.isascii() and not c.isalpha() and c not in _BESIDE for c in beside):
+        return False
+    sign = before.rstrip(" $\u20ac\u00a3")
+    if (
+        sign[-1:] in _MINUS_LIKE
+        and sign[-1:]
+        and not (sign[-2:-1].isspace() and before[-1:].isspace())
+    ):
+        return False
+    return not (_CHANGES.match(after) or _BOUND.search(before))
 
 
 def _is_heading(section: str, markers: int, is_number: bool) -> bool:
@@ -176,7 +237,7 @@ def _first(text: str, is_number: bool, exact: bool = False) -> str | None:
     found = _MIXED.match(text, found.start()) or found
     before, after = text[: found.start()].rstrip(), text[found.end() :]
     inside = before.endswith(("^", "{", "\\", "(", "[")) and not after.lstrip().startswith(")")
-    if inside or _GOES_ON.match(after):
+    if inside or _GOES_ON.match(after) or not _is_whole(text, found):
         return text
     if exact and ("\\" in text or re.match(r"[a-zA-Z](?![a-zA-Z])", after)):
         return text
@@ -231,6 +292,11 @@ def number(text: str) -> Fraction | None:
     if bottom and int(bottom) == 0:
         return None
     return Fraction(top) / (int(bottom) if bottom else 1)
+
+
+def only_number(text: str) -> str | None:
+    """The number in a final answer with nothing beside it but a unit or a name: `5 \\text{ cm}`."""
+    return _first(text, is_number=True, exact=True)
 
 
 def plain(text: str) -> str:
@@ -295,14 +361,14 @@ def final_answer(
     return _only_number(rest) if is_number else _unwrapped(rest)
 
 
-def guess(text: str, is_number: bool) -> str | None:
-    """What a text without a marked answer seems to arrive at: its last number, or the formula or bold
+def guess(text: str, is_number: bool, marker: str = "####") -> str | None:
+    """What a text without a clear answer seems to arrive at: its last number, or the formula or bold
     word of its last line. Good enough to be called right if it equals the gold answer, and no more."""
     text = text[: _other_problem(text)].rstrip()
     if _PHRASE.search(text) or "\\boxed" in text:  # it says an answer, and not clearly
         return None
     if is_number:
-        return extract(text, "\0", True, True)
+        return None if _CHOOSES.search(text[-60:]) else extract(text, marker or "\0", True, True)
     lines = text.split("\n")
     found = list(_WRAPPED.finditer(lines[-1]))
     if found:
@@ -312,9 +378,10 @@ def guess(text: str, is_number: bool) -> str | None:
 
 def _other_problem(text: str) -> int:
     """Where one more problem begins, or the end of the text. A heading above all else is no other."""
-    if not _MAY_OPEN_OTHER.search(text):
+    first = _MAY_OPEN_OTHER.search(text)
+    if first is None:
         return len(text)
-    for match in _OTHER_PROBLEM.finditer(text):
+    for match in _OTHER_PROBLEM.finditer(text, first.start()):
         if re.search(r"\w", text[: match.start()]):
             return match.start()
     return len(text)
@@ -341,16 +408,20 @@ def _any_marked(text: str, marker: str) -> tuple[bool, str | None]:
 def _last_boxes(text: str, at: int, is_number: bool) -> str | None:
     """What the last box holds, with the boxes that it belongs to; "" if the text takes it back, None
     if there is none that is whole. at: where the last box begins."""
-    while True:
+    for _ in range(5):  # broken or empty boxes are passed over, a text made of them is not
         match = _BRACED.match(text, at + len("\\boxed"))
         content = match[1].strip() if match else _boxed_deep(text, at)
-        if content is not None and not _PLACEHOLDER.fullmatch(content):
+        if content and (content[0].isdigit() or not _PLACEHOLDER.fullmatch(content)):
             break
         at = text.rfind("\\boxed", 0, at)
         if at < 0:
             return None
+    else:
+        return None
     end = match.end() if match else len(text)
-    if match and (base := _BASE.match(text, end)):  # `\\boxed{141}_{13}`
+    if (
+        match and text[end : end + 1] == "_" and (base := _BASE.match(text, end))
+    ):  # `\\boxed{141}_{13}`
         content, end = f"{content}_{{{base[1]}}}", base.end()
     found = [content]
     begin = at
@@ -361,7 +432,7 @@ def _last_boxes(text: str, at: int, is_number: bool) -> str | None:
             break
         found.insert(0, earlier[1].strip())
         begin = before
-    said = ", ".join(dict.fromkeys(found))
+    said = ", ".join(dict.fromkeys(found)) if len(found) > 1 else content
     tail = text[end:]
     if "nswer" in tail and (phrases := list(_PHRASE.finditer(tail))):
         later = _unwrapped(tail[phrases[-1].end() :])
@@ -390,6 +461,7 @@ def _boxed_deep(text: str, at: int) -> str | None:
 
 _BASE = re.compile(r"_\{?(\d{1,2})\}?")
 _SEVERAL = re.compile(r"\b(?:or|and|to)\W{1,4}\d", re.IGNORECASE)
+_CHOOSES = re.compile(r"\b(?:or|and|to)\W{1,4}\d[\d,.]*\D*\Z", re.IGNORECASE)
 _WRAPPED = re.compile(
     r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*([^*]+)\*\*|`([^`]+)`", re.DOTALL
 )

@@ -172,6 +172,8 @@ class Reader:
                     raise Unreadable
                 return add(whole, part) if whole >= 0 else add(whole, -part)
             return self.scale(whole, part)
+        if before == ")":  # `(1+2i)6`
+            return self.scale(whole, self.factor())
         if not (after_digits and is_number(whole) and whole.denominator == 1):
             raise Unreadable
         top = self.take()

@@ -68,6 +68,23 @@ def unit_of(text: str) -> str | None:
     return found[0] + size
 
 
+_DIMENSIONS = (
+    frozenset(_LENGTHS) - {"unit"},
+    frozenset(("kg", "g", "mg", "lb", "oz")),
+    frozenset(("s", "min", "h", "day", "week", "month", "year")),
+    frozenset(("dollar", "cent", "euro")),
+)
+
+
+def asks_for_other(question: str, unit: str) -> bool:
+    """Whether a question measures in other units of the kind, and never in this one."""
+    base = unit.rstrip("23")
+    words = re.findall(r"[a-z]+|\$", question.lower())
+    named = {"dollar" if word == "$" else UNITS.get(word) for word in words if word != "in"}
+    kin = next((units for units in _DIMENSIONS if base in units), frozenset[str]())
+    return bool(kin & named) and base not in named
+
+
 _SPACING = re.compile(
     r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|nolimits|phantom\{[^{}]*\})(?![a-zA-Z])"
     r"|\\!|\\(?:bf|rm|it)(?![a-zA-Z])"

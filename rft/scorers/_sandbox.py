@@ -12,8 +12,7 @@ namespace a candidate would be root to the kernel outside it, exempt from the li
 owner of whatever file leaked in. Other users get a namespace.
 
 Scorer, tests and candidate take turns, so they share a core: a hand-over to another core costs more
-than most tests do (measured: a third of all time). For each job they stay on the core that the scorer
-is on by then; between jobs the kernel may move it to where there is room.
+than most tests do (measured: a third of all time). Each sandbox takes a core that no other has.
 
 A server is replaced when a candidate leaves a file in its scratch folder, or when it doesn't answer.
 """
@@ -52,7 +51,11 @@ _SPARE = 1 << 16
 
 
 class Unavailable(ValueError):
-    """There is no sandbox on this machine; the message says what to install or set."""
+    """There is no sandbox on this machine; `fix` is what to install or set."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(f"{what}: {fix}")
+        self.what, self.fix = what, fix
 
 
 @dataclass
@@ -84,18 +87,19 @@ class Output:
 def command(channel: int, info: int, what: str, limits: dict[str, list[int]]) -> list[str]:
     """The command line of a server that talks over the file descriptor `channel`.
 
-    info: where bubblewrap writes the server's process id. what: `tests` or `candidate`. limits: of its processes.
+    info: where bubblewrap writes the server's process id. what: `tests` or `candidate`. limits: of
+    its processes.
     """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise Unavailable(
-            "model-written code runs only in bubblewrap, which is not installed: "
-            "apt-get install -y bubblewrap"
+            "model-written code runs only in bubblewrap, which is not installed",
+            "apt-get install -y bubblewrap",
         )
     if sys.platform != "linux" or platform.machine() not in _sandbox_server.MACHINES:
         raise Unavailable(
-            f"model-written code runs only on Linux on {' or '.join(_sandbox_server.MACHINES)}, "
-            f"not on {sys.platform} on {platform.machine()}"
+            f"model-written code can't be run on {sys.platform} on {platform.machine()}",
+            f"use Linux on {' or '.join(_sandbox_server.MACHINES)}",
         )
     python = os.path.realpath(sys.executable)
     found = {python, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
@@ -104,7 +108,9 @@ def command(channel: int, info: int, what: str, limits: dict[str, list[int]]) ->
     args = [bwrap, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     args += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1"]
     args += ["--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "PYTHONPATH", "/code"]
-    args += ["--setenv", "LD_BIND_NOW", "1", "--cap-drop", "ALL"]  # bound once, not in every fork
+    # Symbols bound once and not in every fork; no 64 MB of address space for each thread's memory.
+    args += ["--setenv", "LD_BIND_NOW", "1", "--setenv", "MALLOC_ARENA_MAX", "1"]
+    args += ["--cap-drop", "ALL"]
     if os.geteuid() == 0:
         args += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
@@ -126,33 +132,34 @@ def _inside(module: Any) -> str:
     return f"/code/{module.__name__.replace('.', '/')}.py"
 
 
-def explained(words: str) -> str:
+def explained(words: str) -> Unavailable:
     """bubblewrap's last words, with what to do about them."""
     said = f"the sandbox does not start: {words.strip() or 'bwrap ended without a word'}"
     if "Unknown option" in words:
-        return f"{said}. It needs bubblewrap 0.7 or later."
+        return Unavailable(said, "install bubblewrap 0.7 or later")
     if not words.startswith("bwrap"):
-        return said
+        return Unavailable(said, "use a Python whose files every user may read")
     if os.geteuid() == 0:
-        return (
-            f"{said}. In a container, allow namespaces: docker run --cap-add SYS_ADMIN "
-            "--security-opt seccomp=unconfined --security-opt apparmor=unconfined ..."
+        fix = (
+            "allow the container namespaces: docker run --cap-add SYS_ADMIN "
+            "--security-opt seccomp=unconfined --security-opt apparmor=unconfined"
         )
-    return (
-        f"{said}. User namespaces are forbidden to you; as root, on the host: "
+        return Unavailable(said, fix)
+    fix = (
+        "allow user namespaces, as root on the host: "
         "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), "
-        "sysctl -w kernel.unprivileged_userns_clone=1 (older Debian), "
-        "sysctl -w user.max_user_namespaces=10000 (where it is 0)"
+        "kernel.unprivileged_userns_clone=1 (older Debian), user.max_user_namespaces=10000 (if 0)"
     )
+    return Unavailable(said, fix)
 
 
 class _Server:
     """One bubblewrap with a warm Python in it."""
 
-    def __init__(self, what: str, limits: dict[str, list[int]]) -> None:
+    def __init__(self, what: str, limits: dict[str, list[int]], cores: set[int]) -> None:
         ours, theirs = socket.socketpair()
         told, telling = os.pipe()
-        with theirs:
+        try:
             # No /dev/null: nothing of the host's is to be held inside, not even that.
             self.process = subprocess.Popen(
                 command(theirs.fileno(), telling, what, limits),
@@ -161,28 +168,29 @@ class _Server:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
-        os.close(telling)
-        self.control, self.core = ours, -1
+        except BaseException:
+            ours.close()
+            os.close(told)
+            raise
+        finally:
+            theirs.close()
+            os.close(telling)
+        self.control = ours
         assert self.process.stdin and self.process.stdout
         self.process.stdin.close()
         self.close = weakref.finalize(self, _end, self.process, ours)
         try:
             hello = self.answer(START_S)
             assert hello["ready"] == 1 and hello["uid"] != 0
-            self.pid = int(json.loads(_read(told, time.monotonic() + 1, 1 << 16)[0])["child-pid"])
+            info = json.loads(_read(told, time.monotonic() + 1, 1 << 16)[0])
+            os.sched_setaffinity(info["child-pid"], cores)
         except (OSError, ValueError, EOFError, KeyError):
             self.process.kill()
             words = self.process.stdout.read().decode(errors="replace").strip()
             self.close()
-            raise Unavailable(explained(words.rpartition("\n")[2])) from None
+            raise explained(words.rpartition("\n")[2]) from None
         finally:
             os.close(told)
-
-    def stay(self, core: int) -> None:
-        """Moves the server to a core."""
-        if core != self.core:
-            os.sched_setaffinity(self.pid, {core})
-            self.core = core
 
     def send(self, job: dict[str, Any], fds: list[int]) -> None:
         """Hands over a job with its ends of the pipes, which are then closed here."""
@@ -221,6 +229,22 @@ def _end(process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
         process.stdout.close()
 
 
+def _core() -> tuple[socket.socket | None, set[int]]:
+    """A core that no other sandbox has, with what holds it; all cores where each is taken.
+
+    The name of a socket is the lease: it ends with the process, however that ends.
+    """
+    cores = os.sched_getaffinity(0)
+    for core in sorted(cores):
+        lease = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            lease.bind(f"\0rft-sandbox-core-{core}")
+            return lease, {core}
+        except OSError:
+            lease.close()
+    return None, cores
+
+
 class Sandbox:
     """The two servers, started anew where they must be. Raises Unavailable when it is made."""
 
@@ -230,17 +254,19 @@ class Sandbox:
             "RLIMIT_AS": [size, size],
             "RLIMIT_FSIZE": [FILE_MB << 20, FILE_MB << 20],
             "RLIMIT_NOFILE": [64, 64],
-            "RLIMIT_NPROC": [256, 256],
             "RLIMIT_CORE": [0, 0],
         }
-        self.cpu = {"RLIMIT_CPU": [cpu_s, cpu_s + 1]}
+        # The count of threads is the user's, so the servers have no limit on it: a candidate that
+        # uses it up must not keep another sandbox's server from forking.
+        self.job_limits = {"RLIMIT_CPU": [cpu_s, cpu_s + 1], "RLIMIT_NPROC": [256, 256]}
+        self.lease, self.cores = _core()
         self.servers: dict[str, _Server] = {}
         for name in ("tests", "candidate"):
             self.server(name)
 
     def server(self, name: str) -> _Server:
         if name not in self.servers:
-            self.servers[name] = _Server(name, self.limits)
+            self.servers[name] = _Server(name, self.limits, self.cores)
         return self.servers[name]
 
     def drop(self, name: str) -> None:
@@ -250,6 +276,11 @@ class Sandbox:
         for name in list(self.servers):
             self.drop(name)
 
+    def release(self) -> None:
+        self.close()
+        if self.lease:
+            self.lease.close()
+
     def finished(self, name: str, answer: dict[str, Any]) -> int | None:
         """The wait status of a job's process; None where it was still running."""
         if not answer["clean"]:
@@ -258,21 +289,18 @@ class Sandbox:
         return status
 
     @contextlib.contextmanager
-    def job(self, *names: str) -> Iterator["_Pipes"]:
+    def job(self) -> Iterator["_Pipes"]:
         """Pipes for a job. Whatever goes wrong in it, the next one has new servers."""
         pipes = _Pipes()
-        cores = os.sched_getaffinity(0)
+        free = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.cores)
         try:
-            core = _sandbox_server.LIBC.sched_getcpu()
-            os.sched_setaffinity(0, {core})
-            for name in names:
-                self.server(name).stay(core)
             yield pipes
         except BaseException:
             self.close()
             raise
         finally:
-            os.sched_setaffinity(0, cores)
+            os.sched_setaffinity(0, free)
             pipes.close()
 
     def functions(self, candidate: dict[str, Any], tests: dict[str, Any], deadline: float) -> Run:
@@ -282,18 +310,20 @@ class Sandbox:
         candidate: `blocks`, `question`, `names`; tests: `tests`, `helpers`, `names`, as
         rft/scorers/_sandbox_roles.py takes them.
         """
-        with self.job("candidate", "tests") as pipes:
+        with self.job() as pipes:
             servers = self.server("candidate"), self.server("tests")
             (asked, asking), (told, telling), (results, result) = (pipes.new() for _ in range(3))
-            job = {"do": "functions", "limits": self.cpu, **candidate}
+            job = {"do": "functions", "limits": self.job_limits, **candidate}
             servers[0].send(job, pipes.hand(asked, telling))
             servers[1].send(tests, pipes.hand(told, asking, result))
             text, timed_out, _ = _read(results, deadline, _MOST, lambda part: b"[" in part)
             status = self.finished("candidate", servers[0].end())
+            # Without its candidate, a test that waited for it comes to its end.
+            rest, stuck, _ = _read(results, time.monotonic() + HURRY_S, _MOST)
+            if stuck or not (text + rest).endswith(b"}\n"):
+                self.drop("tests")
         lines = [json.loads(line) for line in text.split(b"\n")[:-1]]
         calls = lines.pop()["calls"] if lines and isinstance(lines[-1], dict) else None
-        if calls is None:
-            self.drop("tests")  # it still runs, or is gone
         killed = os.WTERMSIG(status) if status and os.WIFSIGNALED(status) else None
         return Run([x and tuple(x) for x in lines], calls, timed_out, killed)
 
@@ -301,10 +331,10 @@ class Sandbox:
         self, candidate: dict[str, Any], stdin: str, expected: int, deadline: float
     ) -> Output:
         """Runs a candidate as a program on one input. expected: how many bytes it should print."""
-        with self.job("candidate") as pipes:
+        with self.job() as pipes:
             server = self.server("candidate")
             (out, output), (noted, note) = pipes.new(), pipes.new()
-            job = {"do": "program", "limits": self.cpu, "input": stdin, **candidate}
+            job = {"do": "program", "limits": self.job_limits, "input": stdin, **candidate}
             server.send(job, pipes.hand(output, note))
             text, timed_out, too_long = _read(out, deadline, 2 * expected + _SPARE)
             answer = None
@@ -350,7 +380,8 @@ def _read(
 
     hurry: whether a part of it makes the rest uninteresting.
     """
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     while True:
@@ -367,18 +398,19 @@ def _read(
             deadline = min(deadline, time.monotonic() + HURRY_S)
 
 
-def fault() -> str | None:
+def fault() -> Unavailable | None:
     """Why code can't be run here, tried out; None if it can."""
     try:
         sandbox = Sandbox(memory_mb=512, cpu_s=5)
-    except Unavailable as words:
-        return str(words)
+    except Unavailable as reason:
+        return reason
     try:
         candidate = {"blocks": ["def f(x): return x + 1"], "question": "", "names": ["f"]}
         tests = {"tests": "assert f(1) == 2", "helpers": "", "names": ["f"]}
         run = sandbox.functions(candidate, tests, time.monotonic() + 5)
-        return None if run.results == [None] else f"the sandbox does not work: {run}"
-    except (OSError, ValueError, EOFError) as words:
-        return f"the sandbox does not work: {words!r}"
+        assert run.results == [None], run
+        return None
+    except (OSError, ValueError, EOFError, AssertionError) as reason:
+        return Unavailable(f"the sandbox does not work: {reason!r}", "try it on another machine")
     finally:
-        sandbox.close()
+        sandbox.release()

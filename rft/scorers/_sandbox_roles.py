@@ -8,7 +8,6 @@ sees the arguments of calls, and nothing else.
 Only the standard library is there (rft/scorers/_sandbox.py).
 """
 
-import ast
 import atexit
 import builtins
 import contextlib
@@ -18,7 +17,6 @@ import opcode
 import os
 import struct
 import sys
-import threading
 import types
 from collections.abc import Callable
 from functools import lru_cache
@@ -261,6 +259,8 @@ def program(job: dict[str, Any], output: int, note: int) -> None:
         status = 1
         os.write(note, json.dumps(told(fault)).encode())
     # As an interpreter ends: programs print from threads and at exit.
+    import threading
+
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for file in (sys.stdout, out):
@@ -379,7 +379,7 @@ class Link:
                 raised = CandidateError(f"{name}: {words}")
         else:
             raised = CandidateError(f"{name}: {words}")
-        raise _remote(raised)
+        raise _remote(raised, str(words))
 
     def talk(self, request: Any) -> Any:
         try:
@@ -405,16 +405,19 @@ class Link:
                 old.update(new)
 
 
-def _remote(fault: Exception) -> Exception:
-    fault.from_candidate = True  # type: ignore[attr-defined]
+def _remote(fault: Exception, words: str = "") -> Exception:
+    """Marks an exception as the candidate's, with its words as the candidate gave them."""
+    fault.from_candidate = words or str(fault)  # type: ignore[attr-defined]
     return fault
 
 
-def _each(body: list[ast.stmt]) -> None:
+def _each(body: list[Any]) -> None:
     """Puts each assert into `with __recorder__:`, so that one that fails doesn't hide the others.
 
     Not inside `try`, where an assert may be meant to be caught.
     """
+    import ast
+
     for i, node in enumerate(body):
         if isinstance(node, ast.Assert):
             name = ast.copy_location(ast.Name("__recorder__", ast.Load()), node)
@@ -426,6 +429,8 @@ def _each(body: list[ast.stmt]) -> None:
 
 @lru_cache(256)
 def compiled(text: str) -> types.CodeType:
+    import ast
+
     tree = ast.parse(text)
     _each(tree.body)
     return compile(tree, "<tests>", "exec")
@@ -447,8 +452,8 @@ class Recorder:
         return True
 
     def of(self, fault: BaseException) -> list[str]:
-        whose = "candidate" if hasattr(fault, "from_candidate") else "tests"
-        return [whose, *told(fault)]
+        words = getattr(fault, "from_candidate", None)
+        return ["tests", *told(fault)] if words is None else ["candidate", told(fault)[0], words]
 
     def say(self, result: Any) -> None:
         os.write(self.write, json.dumps(result).encode() + b"\n")
@@ -457,7 +462,9 @@ class Recorder:
 def tests(job: dict[str, Any], read: int, write: int, results: int) -> None:
     """Runs the tests against the candidate at the other end; results as lines of JSON."""
     link, recorder = Link(read, write), Recorder(results)
-    space: dict[str, Any] = {"__name__": "tests", "__recorder__": recorder}
+    module = sys.modules["tests"] = types.ModuleType("tests")
+    space = module.__dict__
+    space["__recorder__"] = recorder
     try:
         exec(compiled(job["helpers"]), space)
         loaded = link.talk(None)

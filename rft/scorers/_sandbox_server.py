@@ -11,9 +11,11 @@ Only the standard library is there, and this file's helper.
 
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import os
+
 import resource
 import select
 import signal
@@ -26,7 +28,7 @@ from typing import Any
 from rft.scorers import _sandbox_roles as roles
 
 SCRATCH = "/tmp"
-WARM = "bisect collections copy functools hashlib heapq itertools math operator random re string typing"
+WARM = "bisect collections copy functools heapq itertools math operator re string typing"
 """Modules imported before the first fork, since candidates and tests import them again and again.
 Each makes every fork dearer."""
 NOBODY = 65534
@@ -105,7 +107,7 @@ def _assembled(code: list[tuple[Any, ...]]) -> bytes:
 
 
 class _Filter(ctypes.Structure):
-    _fields_ = [("count", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+    _fields_ = [("count", ctypes.c_ushort), ("code", ctypes.POINTER(ctypes.c_char))]
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -118,14 +120,8 @@ def prctl(option: int, *values: Any) -> None:
 
 def installing(instructions: bytes) -> Callable[[], None]:
     """What installs a filter, with all the work done that can be done before."""
-    code = ctypes.create_string_buffer(instructions)
-    program = _Filter(len(instructions) // 8, ctypes.addressof(code))
-    place = ctypes.byref(program)
-
-    def install() -> None:
-        assert code and prctl(PR_SET_SECCOMP, 2, place) is None  # keeps `code` alive
-
-    return install
+    program = _Filter(len(instructions) // 8, ctypes.create_string_buffer(instructions))
+    return functools.partial(prctl, PR_SET_SECCOMP, 2, ctypes.byref(program))
 
 
 def limit(limits: dict[str, list[int]]) -> None:
@@ -148,7 +144,7 @@ def serve_tests(control: socket.socket) -> None:
     """Runs tests one after the other in this process: they are the data set's, not a model's."""
     sys.stdin, sys.stdout, sys.stderr = roles.EMPTY, roles.NOWHERE, roles.NOWHERE
     for job, fds in requests(control):
-        sys.modules["random"].seed(0)  # type: ignore[attr-defined]
+        pass
         roles.tests(job, *fds)
         for fd in fds:
             os.close(fd)
@@ -167,7 +163,8 @@ def serve_candidates(control: socket.socket, confine: Callable[[], None]) -> Non
         for fd in fds:
             os.close(fd)
         ended = os.pidfd_open(pid)
-        select.select([control, ended], [], [])
+        waiting: list[Any] = [control, ended]
+        select.select(waiting, [], [])
         os.close(ended)
         done, status = os.waitpid(pid, os.WNOHANG)
         with contextlib.suppress(ProcessLookupError):
@@ -181,7 +178,7 @@ def serve_candidates(control: socket.socket, confine: Callable[[], None]) -> Non
 
 def candidate(job: dict[str, Any], fds: list[int], confine: Callable[[], None]) -> None:
     os.closerange(0, 3)  # the server's
-    sys.modules["random"].seed(0)  # type: ignore[attr-defined]
+    pass
     limit(job["limits"])
     confine()
     {"functions": roles.functions, "program": roles.program}[job["do"]](job, *fds)
@@ -199,11 +196,11 @@ def main() -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # again: a change of user takes it back
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_DUMPABLE, 0)  # no ptrace, no /proc/1/mem
-    sys.set_int_max_str_digits(0)
     for name in WARM.split():
         __import__(name)
     gc.collect()
     gc.freeze()
+    gc.disable()
     limit(json.loads(sys.argv[3]))
     installing(filter_for_all())()
     roles.send(control.fileno(), {"ready": os.getpid(), "uid": os.getuid()})

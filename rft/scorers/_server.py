@@ -356,7 +356,7 @@ class Local:
             body["messages"], tokenize=False, add_generation_prompt=True
         )
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) + body["max_tokens"] > self._max_len:
+        if len(ids) + (body.get("max_tokens") or 0) > self._max_len:
             return Reply(None, "too_long")
         key, self._asked = str(self._asked), self._asked + 1
         self._open[key] = asyncio.get_running_loop().create_future()

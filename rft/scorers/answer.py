@@ -6,12 +6,14 @@ would need a tolerance that is right for no data set. How an answer is found and
 """
 
 from fractions import Fraction
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from rft.scorers import _choice, _json
-from rft.scorers._extract import extract, number, plain
+from rft.scorers._equal import exact
+from rft.scorers._extract import extract, final_answer, guess, number, only_number, plain
 from rft.scorers._regex import Regex
 from rft.scorers._text import comparable, holds
 from rft.types import Candidate, Prompt, Score, Verdict
@@ -43,8 +45,9 @@ class answer:
     `pattern` finds, compared as with `auto`. `json`: the last block fenced as json, else the last
     object or list in the text, compared by value.
     marker: what the answer follows, on its line or, if that is empty, on the next.
-    fallback: where there is no marker, take the last `\\boxed{...}`, else what follows the last
-    "answer is", else the last number of the text; false makes such a text unknown.
+    fallback: whether, where there is neither a marker nor a `\\boxed{...}`, what follows the last
+    "answer is" counts; and of a text without that its last number, if it is the gold answer (another
+    one says nothing). False makes such a text unknown.
     tolerance: largest relative difference that still counts as equal; 0 is exact.
     pattern: with `regex`, a regular expression for RE2, which has no look-around and takes linear
     time. Its first group is the answer, or all of it if it has none.
@@ -58,7 +61,7 @@ class answer:
     half a percent, and only the question tells which.
 
     Wrong for reason `schema`. Unknown for reasons `no_gold`, `bad_gold` (the gold answer is not of
-    this kind), `unparsed`, `percent`, `contains` (a text that holds the gold answer and more) and
+    this kind), `unparsed`, `percent`, `units` (44 cm and 44%), `contains` (a text that holds the gold answer and more) and
     `unclear` (several letters, a letter beside the text of another option, a letter denied).
     """
 
@@ -102,40 +105,28 @@ class answer:
         return score
 
     def _judge_auto(self, prompt: Prompt, text: str) -> Score:
-        assert prompt.answer is not None
-        gold = number(prompt.answer)
-        said = extract(text, self._marker, self._fallback, is_number=gold is not None)
-        return self._compared(said, prompt.answer, gold)
+        gold = prompt.answer
+        assert gold is not None
+        if _exact(gold) is None:
+            return _compared(self._read(text), gold, self._tolerance)
+        said = final_answer(text, marker=self._marker, fallback=self._fallback, is_number=True)
+        if said is not None:
+            return _numbers(said, gold, self._tolerance)
+        # Where nothing marks the answer, another number says nothing of it.
+        said = guess(text, True, self._marker) if self._fallback else None
+        score = _compared(said, gold, self._tolerance)
+        return score if score.verdict is Verdict.CORRECT else Score(Verdict.UNKNOWN, "unparsed")
 
     def _judge_number(self, prompt: Prompt, text: str) -> Score:
         assert prompt.answer is not None
-        if number(prompt.answer) is None:
+        if _exact(prompt.answer) is None:
             return Score(Verdict.UNKNOWN, "bad_gold")
         return self._judge_auto(prompt, text)
 
     def _judge_regex(self, prompt: Prompt, text: str) -> Score:
         assert prompt.answer is not None and self._pattern
         said = self._pattern.read(text, self._last)
-        return self._compared(said, prompt.answer, number(prompt.answer))
-
-    def _compared(self, said: str | None, answer: str, gold: Fraction | None) -> Score:
-        if said is None:
-            return Score(Verdict.UNKNOWN, "unparsed")
-        if gold is None:
-            same = plain(said) == plain(answer)
-            return Score(Verdict.CORRECT if same else Verdict.WRONG, None, said)
-        value = number(said)
-        if value is None:
-            return Score(Verdict.UNKNOWN, "unparsed", said)
-        if self._same(value, gold):
-            return Score(Verdict.CORRECT, None, str(value))
-        percent = "%" in said
-        if percent != ("%" in answer) and self._same(value / 100 if percent else value * 100, gold):
-            return Score(Verdict.UNKNOWN, "percent", str(value))
-        return Score(Verdict.WRONG, None, str(value))
-
-    def _same(self, value: Fraction, gold: Fraction) -> bool:
-        return value == gold or abs(value - gold) <= Fraction(self._tolerance) * abs(gold)
+        return _compared(said, prompt.answer, self._tolerance)
 
     def _judge_text(self, prompt: Prompt, text: str) -> Score:
         assert prompt.answer is not None
@@ -187,6 +178,48 @@ class answer:
         except (_json.NoJson, RecursionError):
             return Score(Verdict.UNKNOWN, "unparsed")
         return Score(Verdict.CORRECT if same else Verdict.WRONG, None, said)
+
+
+@lru_cache(maxsize=1 << 14)
+def _exact(answer: str) -> Fraction | None:
+    """The gold answer, if it is a number."""
+    return number(answer)
+
+
+@lru_cache(maxsize=1 << 16)
+def _numbers(said: str, answer: str, tolerance: float) -> Score:
+    """The score of a final answer to a gold number. Many candidates give the same one."""
+    bare = only_number(said) or said
+    score = _compared(bare, answer, tolerance)
+    # `44 cm` is not 44%, though it has the same number.
+    if bare != said and score.verdict is Verdict.CORRECT:
+        equal, reason = exact(said, answer)
+        if equal is not True:
+            return Score(Verdict.UNKNOWN, reason or "units", said)
+    return score
+
+
+def _compared(said: str | None, answer: str, tolerance: float) -> Score:
+    if said is None:
+        return Score(Verdict.UNKNOWN, "unparsed")
+    gold = _exact(answer)
+    if gold is None:
+        same = plain(said) == plain(answer)
+        return Score(Verdict.CORRECT if same else Verdict.WRONG, None, said)
+    value = number(said)
+    if value is None:
+        return Score(Verdict.UNKNOWN, "unparsed", said)
+    if _near(value, gold, tolerance):
+        return Score(Verdict.CORRECT, None, str(value))
+    percent = "%" in said
+    share = value / 100 if percent else value * 100
+    if percent != ("%" in answer) and _near(share, gold, tolerance):
+        return Score(Verdict.UNKNOWN, "percent", str(value))
+    return Score(Verdict.WRONG, None, str(value))
+
+
+def _near(value: Fraction, gold: Fraction, tolerance: float) -> bool:
+    return value == gold or abs(value - gold) <= Fraction(tolerance) * abs(gold)
 
 
 def _texts(gold: str) -> list[str]:

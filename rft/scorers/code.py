@@ -63,7 +63,7 @@ class code:
 
     Each test's result is kept: `extracted` is, for instance, `3/5 passed; 2: ValueError: empty; 4:
     AssertionError`, where an assert that runs several times counts as often; and `value` is the share
-    that passed. Python's standard library is there, and no other package; no process can be started.
+    that passed. Behind a failed test the others have little time left. Python's standard library is there, and no other package; no process can be started.
     Objects of the candidate's own classes can be called and read by tests, but equal only themselves,
     and changes to arguments count only for functions that return nothing.
 
@@ -71,8 +71,8 @@ class code:
     seconds is for all scorers together.
     memory_mb: memory of the candidate, and of its tests, each (MiB of address space).
 
-    Unknown for reasons `no_tests`, `bad_tests`, `no_code`, `timeout`, `memory`, `missing` (a package
-    that the sandbox has not), `opaque` (a test hands over what is no plain value), `tests` (the tests
+    Unknown for reasons `no_tests`, `bad_tests`, `no_code`, `timeout`, `memory`, `killed`, `missing` (a
+    package that the sandbox has not), `opaque` (a test hands over what is no plain value), `tests` (the tests
     themselves break) and `sandbox`. Needs bubblewrap (`rft doctor` says whether it works).
     """
 
@@ -113,6 +113,8 @@ class code:
             results.append(_judged_output(got, expected))
             if got.timed_out:
                 break
+            if results[-1] is not None:
+                deadline = min(deadline, time.monotonic() + _sandbox.HURRY_S)
         return _score(results, len(spec.cases))
 
 
@@ -127,14 +129,14 @@ def judged(run: _sandbox.Run) -> Score:
         return Score(Verdict.UNKNOWN, "no_tests", "the tests call nothing of the candidate's")
     if run.signal is not None and any(results):
         # Its end made the rest of the tests fail.
-        cause = {9: "memory", 24: "timeout"}.get(run.signal, f"crashed: signal {run.signal}")
+        cause = {9: "killed", 24: "timeout"}.get(run.signal, f"crashed: signal {run.signal}")
         results = [cause if x and "CandidateError: exited" in x else x for x in results]
     return _score(results, len(results))
 
 
 def _told(whose: str, name: str, words: str) -> str:
     """One failed test in words."""
-    if name == "MemoryError":
+    if name == "MemoryError" or words == "can't start new thread":
         return "memory"
     if name == "ModuleNotFoundError":
         return f"missing: {words}" if whose != "tests" else f"tests: {words}"
@@ -152,7 +154,7 @@ def _judged_output(got: _sandbox.Output, expected: str) -> str | None:
     if got.too_long:
         return "output: too long"
     if got.status is not None and got.status < 0:
-        return {-9: "memory", -24: "timeout"}.get(got.status, f"crashed: signal {-got.status}")
+        return {-9: "killed", -24: "timeout"}.get(got.status, f"crashed: signal {-got.status}")
     if got.fault:
         return _told("candidate", *got.fault)
     if got.status != 0:
@@ -165,7 +167,7 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
-_UNKNOWN = ("timeout", "memory", "missing", "opaque", "tests")
+_UNKNOWN = ("timeout", "memory", "killed", "missing", "opaque", "tests")
 
 
 def _score(results: list[str | None], count: int) -> Score:

@@ -232,7 +232,7 @@ def answer(text: str, rule: Rule) -> tuple[str | None, bool]:
     marked = final_answer(text, marker=rule.marker, fallback=rule.fallback)
     numeric = final_answer(text, marker=rule.marker, fallback=rule.fallback, is_number=True)
     if marked is None and numeric is None and rule.fallback and rule.marker not in text:
-        return guess(text, is_number=True), True
+        return guess(text, True, rule.marker), True
     return _clearer(text, marked, numeric, rule.marker), False
 
 

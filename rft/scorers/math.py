@@ -13,6 +13,7 @@ from pydantic import Field
 from rft.scorers._equal import compare, key, readable
 from rft.scorers._extract import final_answer, guess
 from rft.scorers._math_form import LONGEST, Form, form_of
+from rft.scorers._math_words import asks_for_other
 from rft.types import Candidate, Prompt, Score, Verdict
 
 _NO_GOLD = Score(Verdict.UNKNOWN, "no_gold")
@@ -49,7 +50,8 @@ def math(
 
     Unknown for reasons `no_gold`, `bad_gold` (the gold answer can't be read), `unparsed`, `too_big`
     (sympy would take hours), and where the two are equal but for something that may count: `percent`
-    (50% and 0.5), `units` (5 cm and 5 m), `rounded`, `brackets` ((1,2) and 1,2), `repeated` (1,1,2
+    (50% and 0.5), `units` (5 cm and 5 m, or 5 cm to a
+    question in metres), `rounded`, `brackets` ((1,2) and 1,2), `repeated` (1,1,2
     and 1,2), `commas` (100,200), `name` (x = 5 and y = 5), `equation`, `ratio`, `base`, `text`.
     """
     if prompt.answer is None:
@@ -61,14 +63,19 @@ def math(
     if _may_echo(prompt.question, marker):
         text = text.replace(prompt.question, " ")
     said = final_answer(text, marker=marker, fallback=fallback, is_number=is_number)
+    is_guess = said is None and fallback
+    if is_guess:
+        said = guess(text, is_number, marker)
     if said is None:
-        if fallback and (guessed := guess(text, is_number)) is not None:
-            score = _judge(guessed[: LONGEST + 1], gold, decimals)
-            return score if score.verdict is Verdict.CORRECT else _UNPARSED
         return _UNPARSED
     if len(said) > LONGEST:
-        return _TOO_BIG
-    return _judge(said, gold, decimals)
+        return _UNPARSED if is_guess else _TOO_BIG
+    score, unit = _judge(said, gold, decimals)
+    if is_guess and score.verdict is not Verdict.CORRECT:
+        return _UNPARSED
+    if unit is not None and _asks_for_other(prompt.question, unit):
+        return Score(Verdict.UNKNOWN, "units", said)
+    return score
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -89,13 +96,20 @@ def _may_echo(question: str, marker: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _judge(said: str, gold: str, decimals: int | None) -> Score:
+def _judge(said: str, gold: str, decimals: int | None) -> tuple[Score, str | None]:
+    """The score, and the unit of a correct answer where the gold one has none."""
     equal, reason = compare(said, gold)
-    if reason == "rounded" and decimals is not None:
-        rounded = [form_of(text) for text in (said, gold)]
-        digits = [f.decimals for f in rounded if isinstance(f, Form) and f.decimals]
-        if digits and min(digits) >= decimals:
-            return Score(Verdict.CORRECT, None, said)
+    one, two = form_of(said), form_of(gold)
+    unit = None
+    if isinstance(one, Form) and isinstance(two, Form):
+        if reason == "rounded" and decimals is not None:
+            written = [form.decimals for form in (one, two) if form.decimals]
+            equal = True if min(written) >= decimals else None
+        if equal and not two.units:
+            unit = next(iter(one.units), None)
     if equal is None:
-        return Score(Verdict.UNKNOWN, reason, said)
-    return Score(Verdict.CORRECT if equal else Verdict.WRONG, None, said)
+        return Score(Verdict.UNKNOWN, reason, said), None
+    return Score(Verdict.CORRECT if equal else Verdict.WRONG, None, said), unit
+
+
+_asks_for_other = functools.lru_cache(maxsize=1 << 14)(asks_for_other)

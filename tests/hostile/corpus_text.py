@@ -10,6 +10,15 @@ from tests.hostile.case import ANY, NOT_CORRECT, RIGHT, SURE, UNKNOWN, Case
 
 CASES: list[Case] = []
 
+KNOWN = {
+    "restated": {"math": "the last number of a text", "answer": "the last number of a text"},
+    "unit_in_front": {"math": "the last number of a text", "answer": "the last number of a text"},
+    "boxed_bars": {"answer": "the number after an equals sign"},
+    "million": {"math": "words after a number are units"},
+    "dozen": {"math": "words after a number are units"},
+}
+"""Case -> scorer -> why it calls this correct though it should not. What is closed is taken out."""
+
 
 def _add(
     kind: str,
@@ -21,12 +30,10 @@ def _add(
     expect: frozenset[str] = NOT_CORRECT,
     math: frozenset[str] | None = None,
     answer: frozenset[str] | None = None,
-    **more: str,
+    question: str = "How many eggs does she sell?",
 ) -> None:
     both = {"math": math or expect, "answer": answer or expect}
-    known = {scorer: more[f"known_{scorer}"] for scorer in both if f"known_{scorer}" in more}
-    question = more.get("question", "How many eggs does she sell?")
-    CASES.append(Case(name, kind, text, both, why, gold, None, question, known))
+    CASES.append(Case(name, kind, text, both, why, gold, None, question, KNOWN.get(name, {})))
 
 
 def _box(inner: str) -> str:
@@ -132,8 +139,9 @@ _add(
     _giga,
     "exponent_minus_plus",
     "#### 18e+0000000000000000000000",
-    "18, oddly written",
-    expect=RIGHT,
+    "18, oddly written, or Euler's 18e",
+    answer=RIGHT,
+    math=ANY,
 )
 _add(_giga, "digits_10mb", lambda: "#### " + "8" * 10_000_000, "quadratic conversion")
 _add(_giga, "digits_10mb_boxed", lambda: _box("8" * 10_000_000), "the same, boxed")

@@ -8,6 +8,11 @@ folder has changed, and no socket was reached.
 
 import io
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -24,7 +29,7 @@ from rft.stages import report
 from rft.types import Candidate, Finish, Prompt, ScoreRow, Verdict
 from tests import synthetic
 from tests.hostile import corpus_code, corpus_text
-from tests.hostile.case import CORRECT, WRONG, Case
+from tests.hostile.case import CORRECT, MARK, SLEEP, WRONG, Case
 from tests.hostile.timed import Timed
 from tests.hostile.watch import SECRET, Watch
 from tests.unit.test_report import Page
@@ -66,9 +71,9 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
 class Run:
     """One run of a scorer over cases, each with an innocent candidate before it."""
 
-    def __init__(self, scorer: str, cases: list[Case], watch: Watch) -> None:
+    def __init__(self, scorer: str, cases: list[Case], watch: Watch, log: str = "log") -> None:
         self.scorer, self.cases, self.watch = scorer, cases, watch
-        self.log = watch.work.parent / "log"
+        self.log = watch.work.parent / log
         args = {"use": scorer, "args": ARGS[scorer], "log": str(self.log)}
         self.rows: dict[str, ScoreRow] = {}
         self.ended: dict[str, float] = {}
@@ -110,6 +115,14 @@ class Run:
                 self.ended[name] = float(at)
         self.ended.setdefault(candidate_id, time.monotonic())
 
+    def _late(self) -> list[Case]:
+        """The cases that ran for longer than their deadline and a second."""
+        took = {
+            i: self.ended[f"{i}-hostile"] - self.begun[f"{i}-hostile"]
+            for i in range(len(self.cases))
+        }
+        return [self.cases[i] for i, t in took.items() if t > DEADLINE_S[self.scorer] + SLACK_S]
+
     def check(self) -> None:
         names = {f"{i}-hostile": case for i, case in enumerate(self.cases)}
         assert len(self.rows) == 2 * len(self.cases) + 1
@@ -128,11 +141,13 @@ class Run:
                     faults.append(f"{title} is {told}: no longer a known fault")
             elif str(row.verdict) not in case.expect[self.scorer]:
                 faults.append(f"{title} is {told}, not {sorted(case.expect[self.scorer])}")
-            took = self.ended[name] - self.begun[name]
-            if took > DEADLINE_S[self.scorer] + SLACK_S:
-                faults.append(f"{title} took {took:.1f} s")
             if SECRET in json.dumps([row.reason, row.extracted, row.each]):
                 faults.append(f"{title} has told a secret: {told}")
+        # On a machine with other work a second can pass between a deadline and its process's turn: what
+        # was late is asked once more, by itself.
+        if late := self._late():
+            again = Run(self.scorer, late, self.watch, "log-again")._late()
+            faults += [f"{case.kind}/{case.name} is late" for case in again]
         assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults)
 
 
@@ -146,6 +161,36 @@ def test_corpus_is_large_and_named() -> None:
         assert case.expect and case.why
     assert min(by_kind.values()) >= 15, by_kind
     assert len(by_kind) >= 12
+
+
+@pytest.mark.parametrize("deed", ["process", "file", "change", "mark", "tcp", "udp", "unix"])
+def test_watch_sees(deed: str, watch: Watch) -> None:
+    """A watch that sees nothing would pass everything."""
+    watch.check()
+    if deed == "process":
+        # It flees: its parent is gone, and its session is its own.
+        flee = f"import subprocess as s; print(s.Popen(['sleep', '{SLEEP}'], start_new_session=True, stdout=s.DEVNULL, stderr=s.DEVNULL).pid)"
+        pid = int(subprocess.run([sys.executable, "-c", flee], capture_output=True).stdout)
+    elif deed == "file":
+        (watch.temporary / "left").touch()
+    elif deed == "change":
+        watch.canary.write_text("changed")
+    elif deed == "mark":
+        (watch.work.parent / f"{MARK}-here").touch()
+    elif deed == "udp":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"here", ("127.0.0.1", watch.port))
+    elif deed == "tcp":
+        socket.create_connection(("127.0.0.1", watch.port)).close()
+    else:
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(f"\0rft-hostile-{watch.port}")
+    try:
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            watch.check()
+    finally:
+        if deed == "process":
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("scorer", ["answer", "math"])

@@ -87,9 +87,8 @@ class Watch:
                 line = " ".join(process.cmdline())
                 if process.pid == os.getpid() or "resource_tracker" in line:
                     continue
-                fled = SLEEP in line or (
-                    process.create_time() > self.started
-                    and process.environ().get("RFT_HOSTILE_SECRET") == SECRET
+                fled = process.create_time() > self.started - 1 and (
+                    SLEEP in line or process.environ().get("RFT_HOSTILE_SECRET") == SECRET
                 )
                 if process.pid in mine or fled:
                     found.append(f"{process.pid} {process.status()} {line[:200]}")

@@ -192,41 +192,54 @@ def svamp(count: int) -> list[tuple[Prompt, Sequence[Candidate]]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if not SMOLLM2.is_dir():
+        pytest.skip("needs `make smollm2`")
+    with served(SMOLLM2, 2048, tmp_path_factory.mktemp("smollm2") / "log") as url:
+        yield url
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "default": {"max_tokens": 200},
+    "yes or no": {
+        "prompt": "Problem: {question}\nRight answer: {gold}\nStudent's answer:\n{answer}\n"
+        "Does the student's answer equal the right answer? Say Yes or No.",
+        "pattern": r"(?i)^[\s*\"']*(yes|no)\b",
+        "words": {"yes": "correct", "no": "wrong"},
+        "extra": {"stop": [".", ","]},
+        "max_tokens": 8,
+    },
+    "grade": {"mode": "grade", "max_tokens": 200},
+    "pairs": {"mode": "pairs", "max_tokens": 200},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="needs `make smollm2`")
-def test_smollm2_judges_svamp(tmp_path: Path) -> None:
-    """How a small real model does with the default prompt. Nothing is asked of its wisdom."""
+@pytest.mark.parametrize("case", CASES)
+def test_smollm2_judges_svamp(smollm2: str, tmp_path: Path, case: str) -> None:
+    """How a small real model does. Nothing is asked of its wisdom."""
     found = svamp(25)
-    with served(SMOLLM2, 2048, tmp_path / "log") as url:
-        for mode, votes in (("verdict", 1), ("verdict", 3), ("grade", 1), ("pairs", 1)):
-            temperature = 0.7 if votes > 1 else 0.0
-            scorer = judge(
-                "the-judge",
-                url,
-                mode=mode,  # type: ignore[arg-type]
-                votes=votes,
-                temperature=temperature,
-                max_tokens=256,
-                timeout_s=600,
-            )
-            began = time.monotonic()
-            got = scores(scorer, found, tmp_path / f"{mode}{votes}")
-            said = Counter(str(s.reason or s.verdict) for s in got.values())
-            pairs = [(got[c[0].id], got[c[1].id]) for _, c in found]
-            decided = [
-                (s.verdict is Verdict.CORRECT) == right
-                for pair in pairs
-                for s, right in zip(pair, (True, False))
-                if s.verdict is not Verdict.UNKNOWN
-            ]
-            above = [(r.value > w.value) + (r.value == w.value) / 2 for r, w in pairs if r.value is not None and w.value is not None]  # fmt: skip
-            print(
-                f"\n{mode}, {votes} votes: {dict(said)}; right in {sum(decided)} of {len(decided)} "
-                f"verdicts; the right answer is above in {sum(above):g} of {len(above)} pairs (ties half); "
-                f"{time.monotonic() - began:.0f} s; {scorer.stats()}"
-            )
-            assert "server_error" not in said and "bad_response" not in said
-            assert scorer.stats()["requests"] >= 50
+    scorer = judge("the-judge", smollm2, timeout_s=600, **CASES[case])
+    began = time.monotonic()
+    got = scores(scorer, found, tmp_path)
+    said = Counter(str(s.reason or s.verdict) for s in got.values())
+    pairs = [[got[candidate.id] for candidate in candidates] for _, candidates in found]
+    hits = [
+        (score.verdict is Verdict.CORRECT) == is_right
+        for pair in pairs
+        for score, is_right in zip(pair, (True, False))
+        if score.verdict is not Verdict.UNKNOWN
+    ]
+    valued = [(a.value, b.value) for a, b in pairs if a.value is not None and b.value is not None]
+    above = sum((a > b) + (a == b) / 2 for a, b in valued)
+    print(
+        f"\n{case}: {dict(said)}; {sum(hits)} of {len(hits)} verdicts are right; the right answer is "
+        f"above in {above:g} of {len(valued)} pairs (ties half); {time.monotonic() - began:.0f} s; "
+        f"{scorer.stats()}"
+    )
+    assert not set(said) & {"server_error", "bad_response", "refused", "timeout"}
+    assert scorer.stats()["requests"] == 50
 
 
 def main() -> None:

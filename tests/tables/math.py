@@ -217,6 +217,7 @@ TEXTS: list[tuple[str, str | None, str, str | None]] = [
     # What a text without a marked answer arrives at proves it right, but never wrong.
     (r"The sides are $2\sqrt{5}$.", r"2\sqrt{10}", UNKNOWN, "unparsed"),
     ("So he has 5 apples.", "5", RIGHT, None),
+    ("It takes between 4 and 5 years.", "5", UNKNOWN, "unparsed"),
     ("So he has 5 of the 7 apples.", "5", UNKNOWN, "unparsed"),
     # Several boxes: the last counts; together they are a list.
     (r"$\boxed{12}$, no: $\boxed{13}$", "13", RIGHT, None),

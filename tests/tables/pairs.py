@@ -33,6 +33,13 @@ class Group:
     rows: tuple[tuple[str, str], ...]
     """(T, F or Q, text)"""
 
+    @property
+    def kind(self) -> str:
+        """What a user would tell the scorer `answer` that such answers are."""
+        if self.gold in ("B", "C", r"\text{(C)}"):
+            return "choice"
+        return "text" if self.gold.startswith(r"\text{") else "number"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -43,6 +50,7 @@ class Pair:
     text: str
     verdict: str
     scorers: tuple[str, ...]
+    kind: str
 
 
 BOTH, MATH = ("math", "answer"), ("math",)
@@ -656,6 +664,110 @@ GROUPS = (
         ("F", r"The area is $\boxed{\frac{45}{2} \text{ units}^2}$."),
         ("Q", r"The area is $\boxed{45 \text{ units}}$."),
     )),
+    # ------------------------------------------------------------------ written after the scorers were
+    Group("gsm8k", "James decides to run 3 sprints 3 times a week.", "540", BOTH, (
+        ("T", r"He sprints 3*3=<<3*3=9>>9 times, so he runs 9*60=<<9*60=540>>540 meters⏎#### 540"),
+        ("T", r"James runs a total of 540 meters per week."),
+        ("T", r"$3 \times 3 \times 60 = \boxed{540 \text{ meters}}$ each week."),
+        ("T", r"**Total:** 3 × 3 × 60 m = **540 m**"),
+        ("T", r"First, 3 sprints of 60 m make 180 m. Three times a week, that is \[180 \cdot 3 = \boxed{540}.\] So James runs half a kilometre and 40 m."),
+        ("F", r"3 * 60 = 180 meters.⏎#### 180"),
+        ("F", r"3 * 3 * 60 = \boxed{5400}"),
+        ("F", r"3 * 3 * 60 = 450 meters. The answer is 450."),
+        ("F", r"He runs \boxed{540 \text{ km}} a week."),
+        ("F", r"He runs \boxed{54 \cdot 0.1} meters."),
+        ("F", r"The answer is 180, 360 or 540 meters."),
+    )),
+    Group("gsm8k", "Eliza's rate per hour for the first 40 hours", "460", BOTH, (
+        ("T", r"$10 \times 40 = \$400$ and $5 \times \$12 = \$60$, so her earnings are $\$400 + \$60 = \boxed{\$460}$."),
+        ("T", r"Regular: 40 × $10 = $400⏎Overtime: 5 × $12 = $60⏎**Total = $460**"),
+        ("T", r"So Eliza earned $460 this week.⏎⏎####  460"),
+        ("T", r"Final Answer: The final answer is $460$. I hope it is correct."),
+        ("F", r"45 * 10 = 450 dollars.⏎#### 450"),
+        ("F", r"45 * 12 = $540."),
+        ("F", r"Her earnings are $\boxed{\$46.0}$."),
+        ("F", r"Her earnings are $400 + 60$, that is \boxed{406}."),
+        ("F", r"She earned $460 more than last week, so her earnings are $900."),
+        ("F", r"Her overtime pay is \boxed{60}."),
+    )),
+    Group("gsm8k", "Carlos is planting a lemon tree.", "13", BOTH, (
+        ("T", r"He makes $10.5 - 3 = $7.5 a year. 90 / 7.5 = 12 years to break even, so he starts earning money in year 13.⏎#### 13"),
+        ("T", r"After 12 years he has broken even, so it takes $\boxed{13}$ years."),
+        ("T", r"He will start earning money in the **13th** year. So the answer is 13 years."),
+        ("F", r"90 / 7.5 = 12.⏎#### 12"),
+        ("F", r"It takes more than 12 years, so the answer is > 12."),
+        ("F", r"It takes between 12 and 13 years."),
+        ("F", r"It takes \boxed{1.3} decades."),
+        ("F", r"90 / 7 = 12.86, so he needs \boxed{12.86} years."),
+    )),
+    Group("math", "An infinite geometric series has common ratio $-1/2$ and sum 45.", "\\frac{135}{2}", BOTH, (
+        ("T", r"$a = 45 \cdot \frac{3}{2} = \boxed{\frac{135}{2}}$"),
+        ("T", r"$a = \boxed{67.5}$"),
+        ("T", r"$a = \boxed{67\frac{1}{2}}$"),
+        ("T", r"The first term is 135/2."),
+        ("F", r"$a = \boxed{\frac{45}{2}}$"),
+        ("F", r"$a = \boxed{-\frac{135}{2}}$"),
+        ("F", r"$a = \boxed{\frac{2}{135}}$"),
+        ("F", r"$a = \boxed{675}$"),
+        ("F", r"$a = \boxed{\frac{135}{2}^2}$"),
+        ("F", r"$a = \boxed{\frac{153}{2}}$"),
+    )),
+    Group("math", "Simplify $(5-3i)(-4+3i)$.", "-11 + 27i", MATH, (
+        ("T", r"$-20 + 15i + 12i - 9i^2 = \boxed{-11+27i}$"),
+        ("T", r"$\boxed{27i-11}$"),
+        ("T", r"The product is \(\boxed{-11 + 27\,i}\)."),
+        ("F", r"$\boxed{-29+27i}$"),
+        ("F", r"$\boxed{11-27i}$"),
+        ("F", r"$\boxed{-11-27i}$"),
+        ("F", r"$\boxed{-11+27}$"),
+        ("F", r"$\boxed{-11i+27}$"),
+        ("F", r"$\boxed{-20 - 9i^2}$"),
+    )),
+    Group("math", "What is the domain of the real-valued function $f(x)=\\frac{2x-7}{\\sqrt{x^2-5x+6}}$?", "(-\\infty, 2) \\cup (3, \\infty)", MATH, (
+        ("T", r"The domain is $\boxed{(-\infty,2)\cup(3,\infty)}$."),
+        ("T", r"The domain is $x \in \boxed{\left(-\infty, 2\right) \cup \left(3, \infty\right)}$."),
+        ("T", r"The domain is $\boxed{x < 2 \text{ or } x > 3}$."),
+        ("F", r"The domain is $\boxed{(-\infty,2]\cup[3,\infty)}$."),
+        ("F", r"The domain is $\boxed{(2,3)}$."),
+        ("F", r"The domain is $\boxed{\mathbb{R} \setminus \{2,3\}}$."),
+        ("F", r"The domain is $\boxed{(-\infty,2)\cup(2,3)\cup(3,\infty)}$."),
+        ("F", r"The domain is $\boxed{x > 3}$."),
+        ("F", r"The domain is $\boxed{(-\infty,-2) \cup (-3,\infty)}$."),
+        ("F", r"The domain is $\boxed{x \neq 2, 3}$."),
+    )),
+    Group("math", "Find all roots of the polynomial $x^4+2x^3-7x^2-8x+12$.", "1,2,-2,-3", MATH, (
+        ("T", r"The roots are $\boxed{1, 2, -2, -3}$."),
+        ("T", r"The roots are $\boxed{-3, -2, 1, 2}$."),
+        ("T", r"The roots are $\boxed{\{-3,-2,1,2\}}$."),
+        ("T", r"The roots are $\boxed{x = -3, -2, 1, 2}$."),
+        ("T", r"The roots are $\boxed{\pm 2, 1, -3}$."),
+        ("F", r"The roots are $\boxed{1, 2, -2}$."),
+        ("F", r"The roots are $\boxed{1, 2, -2, 3}$."),
+        ("F", r"The roots are $\boxed{-1, -2, 2, 3}$."),
+        ("F", r"The roots are $\boxed{\pm 1, \pm 2, -3}$."),
+        ("F", r"The roots are $\boxed{1 + 2 - 2 - 3}$."),
+        ("F", r"So $x^4+2x^3-7x^2-8x+12 = \boxed{(x-1)(x-2)(x+2)(x+3)}$."),
+    )),
+    Group("math", "Find $\\begin{pmatrix} 1 & 5 \\\\ -2 & 4 \\end{pmatrix} + \\begin{pmatrix} 0 & -3 \\\\ 8 & -5 \\end{pmatrix}.$", "\\begin{pmatrix} 1 & 2 \\\\ 6 & -1 \\end{pmatrix}", MATH, (
+        ("T", r"$\boxed{\begin{pmatrix} 1 & 2 \\ 6 & -1 \end{pmatrix}}$"),
+        ("T", r"\[\boxed{\left[\begin{array}{cc} 1 & 2 \\ 6 & -1 \end{array}\right]}\]"),
+        ("F", r"$\boxed{\begin{pmatrix} 1 & 2 \\ 6 & 1 \end{pmatrix}}$"),
+        ("F", r"$\boxed{\begin{pmatrix} 1 & 6 \\ 2 & -1 \end{pmatrix}}$"),
+        ("F", r"$\boxed{\begin{pmatrix} 1 & 8 \\ -10 & 9 \end{pmatrix}}$"),
+        ("F", r"$\boxed{\begin{pmatrix} 1 \\ 2 \\ 6 \\ -1 \end{pmatrix}}$"),
+        ("F", r"$\boxed{(1, 2, 6, -1)}$"),
+    )),
+    Group("math", "The ratio of $x$ to $y$ is $1$ to $2$.", "18", BOTH, (
+        ("T", r"$y = 2x$, so $2x = 4x - 36$ and $x = \boxed{18}$."),
+        ("T", r"So $\boxed{x = 18}$."),
+        ("T", r"Thus $x = 18$ and $y = 36$. The value of $x$ is 18."),
+        ("F", r"So $\boxed{y = 36}$."),
+        ("F", r"So $\boxed{x = 36}$."),
+        ("F", r"So $x : y = \boxed{1 : 2}$."),
+        ("F", r"Since $2x = 36$, we get $x = 36 - 2 = \boxed{34}$."),
+        ("F", r"So $\boxed{x = 18y}$."),
+        ("F", r"So $\boxed{(18, 36)}$."),
+    )),
     # ------------------------------------------------------------------ multiple choice
     Group("math", "Let $a$,$b$,$c$,$d$, and $e$ be five consecutive terms in an arithmetic sequence", "\\text{(C)}", BOTH, (
         ("T", r"Only $c = 6$ can be found: $\boxed{\text{(C)}}$."),
@@ -721,6 +833,7 @@ PAIRS = tuple(
         text.replace("⏎", "\n"),
         _SHORT[short],
         group.scorers,
+        group.kind,
     )
     for g, group in enumerate(GROUPS, 1)
     for r, (short, text) in enumerate(group.rows, 1)

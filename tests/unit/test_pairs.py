@@ -24,6 +24,33 @@ DATA = Path(os.environ.get("RFT_DATA") or Path(__file__).parents[3] / "shared" /
 
 Judge = Callable[[Prompt, Candidate], Score]
 
+_UNIT = "units are not compared where the gold answer has none"
+_RANGE = "the last number of a text without a marked answer"
+KNOWN = {
+    "math": {
+        "It was $\\boxed{-3^\\circ \\text{F}}$.": _UNIT,
+        "Thus he is \\boxed{45 \\text{ km}} from home.": _UNIT,
+        "It takes 160 hours.": _UNIT,
+        "He runs \\boxed{540 \\text{ km}} a week.": _UNIT,
+        "It takes between 12 and 13 years.": _RANGE,
+    },
+    "answer": {
+        "It was $\\boxed{-3^\\circ \\text{F}}$.": _UNIT,
+        "Thus he is \\boxed{45 \\text{ km}} from home.": _UNIT,
+        "It takes 160 hours.": _UNIT,
+        "He runs \\boxed{540 \\text{ km}} a week.": _UNIT,
+        "The increase is $\\boxed{44 \\text{ in}^2}$.": _UNIT,
+        "The largest angle has $\\boxed{108 \\text{ radians}}$.": _UNIT,
+        "The expected winnings are $\\boxed{-\\frac{1}{2}\\%}$.": "a percent sign is a unit",
+        "It takes between 12 and 13 years.": _RANGE,
+        "The answer is 18 or 26, depending on whether the muffins count.": "the first of two numbers",
+    },
+}
+"""Wrong answers that a scorer calls correct, and why."""
+MOST = {"math": (0.015, 0.0, 0.04), "answer": (0.025, 0.01, 0.06)}
+"""Highest rates of false accepts, of right answers called wrong, and of right answers called unknown:
+as measured, rounded up."""
+
 
 @dataclass
 class Outcome:
@@ -114,3 +141,45 @@ def test_golds_are_those_of_the_data_sets() -> None:
         assert len(found) == 1, group.question
         gold = group.gold if group.source == "gsm8k" else f"\\boxed{{{group.gold}}}"
         assert (gold == found[0]) if group.source == "gsm8k" else (gold in found[0]), group.question
+
+
+def scorer(name: str) -> Judge:
+    """The scorer as a user would set it for each kind of answer."""
+    kinds = sorted({p.kind for p in PAIRS})
+    args = {k: {"kind": k} if name == "answer" else {} for k in kinds}
+    made = {k: components.make("scorers", Component(use=name, args=args[k])) for k in kinds}
+    kind_of = {(p.question, p.gold): p.kind for p in PAIRS}
+
+    def judge(prompt: Prompt, candidate: Candidate) -> Score:
+        assert prompt.answer is not None
+        score: Score = made[kind_of[prompt.question, prompt.answer]](prompt, candidate)
+        return score
+
+    return judge
+
+
+@pytest.mark.parametrize("name", ["math", "answer"])
+def test_rates(name: str) -> None:
+    outcome = judged(scorer(name), name)
+    told = report(name, outcome)
+    print(told)
+    new = [p.text for p in outcome.accepted if p.text not in KNOWN[name]]
+    assert not new, told
+    accepts, rejects, missed = MOST[name]
+    right, wrong = outcome.counts[CORRECT], outcome.counts[WRONG]
+    assert len(outcome.accepted) <= accepts * wrong, told
+    assert len(outcome.rejected) <= rejects * right, told
+    assert len(outcome.missed) <= missed * right, told
+
+
+def test_math_errs_less_than_math_verify_alone() -> None:
+    ours, theirs = judged(scorer("math"), "math"), judged(math_verify_alone, "math")
+    print(report("math-verify alone", theirs))
+    assert len(ours.accepted) < len(theirs.accepted)
+    assert len(ours.rejected) < len(theirs.rejected)
+    assert len(ours.missed) < len(theirs.missed)
+
+
+def test_known_accepts_are_in_the_table() -> None:
+    texts = {p.text for p in PAIRS if p.verdict == WRONG}
+    assert {text for known in KNOWN.values() for text in known} <= texts

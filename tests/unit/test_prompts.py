@@ -148,6 +148,50 @@ def test_identity_is_the_question(tmp_path: Path) -> None:
     assert prompts.gold_digest(first) != prompts.gold_digest(again)
     assert prompts.solutions_digest(first) != prompts.solutions_digest(again)
     assert prompts.gold_digest(first) == prompts.gold_digest(reversed(first))
+    tested = load(tmp_path, [q("a?", 1, tests="assert f()"), q("b?", 2)]).train
+    assert prompts.questions_digest(first) == prompts.questions_digest(tested)
+    assert prompts.gold_digest(first) != prompts.gold_digest(tested)
+    assert prompts.rows_digest(first) != prompts.rows_digest(tested)
+
+
+def test_tests_of_every_form(tmp_path: Path) -> None:
+    cases = {"inputs": ["1 \u00e9"], "outputs": ["2"]}
+    rows = [
+        q("a?", None, tests="assert f() == 1"),
+        q("b?", None, tests=["assert f() == 1", "assert g()"]),
+        q("c?", None, tests=cases),
+        *(q(f"{none!r}?", None, tests=none) for none in (None, "", [], {})),
+        q("d?", None),
+    ]
+    got = load(tmp_path, rows, [q("h?", None, tests="assert f()")])
+    assert [p.tests for p in got.train] == [
+        "assert f() == 1",
+        '["assert f() == 1", "assert g()"]',
+        json.dumps(cases, ensure_ascii=False),
+        *[None] * 5,
+    ]
+    assert got.eval[0].tests == "assert f()"  # enough for accuracy, without an answer
+    for other in ("assert g() == 1", None):
+        with pytest.raises(RftError, match=r"train\.jsonl:2: the same question as .*other tests"):
+            load(tmp_path, [rows[0], q("a?", None, tests=other)])
+    with pytest.raises(RftError, match="tests must be text or a number, not True"):
+        load(tmp_path, [q("a?", None, tests=True)])
+
+
+def test_entry_point(tmp_path: Path) -> None:
+    row = q("a?", None, test="def check(candidate):\n    assert candidate()", name="f")
+    args = {"tests": "test", "entry_point": "name"}
+    assert load(tmp_path, [row], [row | q("h?")], args=args).train[0].tests == (
+        "def check(candidate):\n    assert candidate()\n\ncheck(f)\n"
+    )
+    for name in (None, 5, "f()", "two words"):
+        with pytest.raises(RftError, match=r"train\.jsonl:1: column 'name' must hold a function's"):
+            load(tmp_path, [row | {"name": name}], args=args)
+    with pytest.raises(
+        RftError, match="the tests must be Python text that defines `check`, not list"
+    ):
+        load(tmp_path, [row | {"test": ["assert f()"]}], args=args)
+    assert load(tmp_path, [row | {"test": None}], args=args).train[0].tests is None
 
 
 def test_held_out_problem_needs_an_answer(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from rft.types import (
 )
 
 FULL: list[Any] = [
-    Prompt("p1", "1 + 1?", "2", "1 + 1 = 2\n#### 2", "sum"),
+    Prompt("p1", "1 + 1?", "2", "1 + 1 = 2\n#### 2", "sum", "assert f() == 2"),
     Candidate(
         "c1", "p1", 3, "zwei \u20ac\n", (1, 2), (3, 2**31 - 1), Finish.STOP, -1.5, (-1.0, -0.5)
     ),
