@@ -52,6 +52,16 @@ class Chunk:
     def __getitem__(self, part: slice) -> "Chunk":
         return Chunk(self.prompts, self.batch[part], self.stage)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Arrow's own pickle of a slice holds all that it was cut from; its messages don't.
+        return _unpacked, (self.prompts, self.batch.serialize(), self.batch.schema, self.stage)
+
+
+def _unpacked(
+    prompts: dict[str, Prompt], message: pa.Buffer, schema: pa.Schema, stage: int
+) -> Chunk:
+    return Chunk(prompts, pa.ipc.read_record_batch(message, schema), stage)
+
 
 @dataclass
 class _Row:

@@ -17,6 +17,8 @@ _TOWER = re.compile(r"\d\s*\}?\s*(?:\^|\*\*)\s*[\{(]?\s*-?[\d.]+\s*[\})]?\s*(?:\
 _TOWER_IN = re.compile(r"(?:\^|\*\*)\s*[\{(][^{}()]*(?:\^|\*\*)[^{}()]*(?:\^|\*\*)")
 _COSTLY = re.compile(
     r"\\(?:int|sum|prod|lim|def|newcommand|input|include|write|csname)|\d{3,}\s*!|!\s*!"
+    # Of letters: sympy multiplies it out.
+    r"|\\[dt]?binom(?!\s*\{\d{1,3}\}\s*\{\d{1,3}\})"
 )
 
 _WORDS = re.compile(

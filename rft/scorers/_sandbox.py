@@ -41,7 +41,7 @@ START_S = 20
 """Seconds that a server has to start in."""
 ANSWER_S = 2
 """Seconds that a server has to end a job in."""
-HURRY_S = 0.2
+HURRY_S = 0.1
 """Seconds that the tests behind a failed one may take together: the verdict stands by then."""
 SCRATCH_MB = 64
 FILE_MB = 32

@@ -5,7 +5,8 @@ for Python's other plain types, so that what a test compares is always a plain v
 itself: never an object whose `__eq__` the candidate wrote. Of the tests, the candidate's process
 sees the arguments of calls, and nothing else.
 
-Only the standard library is there (rft/scorers/_sandbox.py).
+Only the standard library is there (rft/scorers/_sandbox.py). Modules that not every process needs are
+imported late, since each makes every fork dearer.
 """
 
 import atexit
@@ -448,7 +449,10 @@ class Recorder:
     def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> bool:
         if fault is not None and not isinstance(fault, Exception):
             return False
-        self.say(None if fault is None else self.of(fault))
+        if fault is None:
+            os.write(self.write, b"null\n")
+        else:
+            self.say(self.of(fault))
         return True
 
     def of(self, fault: BaseException) -> list[str]:

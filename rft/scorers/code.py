@@ -63,7 +63,8 @@ class code:
 
     Each test's result is kept: `extracted` is, for instance, `3/5 passed; 2: ValueError: empty; 4:
     AssertionError`, where an assert that runs several times counts as often; and `value` is the share
-    that passed. Behind a failed test the others have little time left. Python's standard library is there, and no other package; no process can be started.
+    that passed. Behind a failed test the others have little time left. Of equal programs for a prompt
+    one is run. Python's standard library is there, and no other package; no process can be started.
     Objects of the candidate's own classes can be called and read by tests, but equal only themselves,
     and changes to arguments count only for functions that return nothing.
 
@@ -83,6 +84,9 @@ class code:
         memory_mb: Annotated[int, Field(ge=128, le=65536)] = 1024,
     ) -> None:
         self.timeout_s = timeout_s
+        self._known: dict[tuple[str, ...], Score] = {}
+        """What is known of the last prompt's programs."""
+        self._prompt: tuple[str, str] | None = None
         self.sandbox = _sandbox.Sandbox(memory_mb, cpu_s=int(timeout_s) + 1)
 
     def __call__(self, prompt: Prompt, candidate: Candidate) -> Score:
@@ -95,6 +99,17 @@ class code:
         found = blocks(candidate.text)
         if not any(block.strip() for block in found):
             return Score(Verdict.UNKNOWN, "no_code")
+        # Of many samples of one problem some are the same program.
+        if self._prompt != (prompt.tests, prompt.question):
+            self._prompt = (prompt.tests, prompt.question)
+            self._known.clear()
+        program = tuple(block.rstrip() for block in found)
+        score = self._known.get(program) or self._run(spec, found)
+        if score.verdict is not Verdict.UNKNOWN:
+            self._known[program] = score
+        return score
+
+    def _run(self, spec: Spec, found: list[str]) -> Score:
         job = {"blocks": found, "question": spec.question, "names": spec.names}
         deadline = time.monotonic() + self.timeout_s
         try:

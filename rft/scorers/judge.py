@@ -16,6 +16,7 @@ all are in judge_*.jsonl in the stage's folder, from which a killed stage goes o
 import asyncio
 import os
 import re
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
@@ -197,12 +198,17 @@ class judge:
         self.whole_prompts = mode == "pairs"
 
     def open(self, folder: Path) -> None:
-        """Keeps answers in this folder from now on, and takes those of an earlier try from there."""
+        """Keeps answers in this folder from now on. Takes those of an earlier try from there, or of
+        another stage of the run that asked the same: a new threshold makes a new stage."""
         if self._ledger:
             self._ledger.close()
         # A name of its own, because a second judge of the stage writes there too.
         name = digest(self._model, self._mode, self._prompt, self._system, self._body)[:8]
-        self._ledger = Ledger(folder / f"judge_{name}.jsonl")
+        path = folder / f"judge_{name}.jsonl"
+        others = [p for p in folder.parent.glob(f"score-*/{path.name}") if p != path]
+        if not path.exists() and others:
+            shutil.copy(max(others, key=lambda p: p.stat().st_size), path)
+        self._ledger = Ledger(path)
 
     def stats(self) -> dict[str, float]:
         """Requests that were answered and paid for (those of an earlier try of the stage too), their

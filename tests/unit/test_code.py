@@ -576,3 +576,27 @@ def test_humaneval_through_the_loader(tmp_path: Path) -> None:
         got = scorer(prompt, bench.candidate_of(prompt, prompt.solution))
         assert got.verdict is Verdict.CORRECT, got
     scorer.sandbox.release()
+
+
+def test_equal_programs_are_run_once(scorer: code, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one problem's samples; another problem, or a verdict that a limit decided, is asked anew."""
+    runs: list[Any] = []
+    real = scorer.sandbox.functions
+
+    def counted(*args: Any) -> Any:
+        runs.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(scorer.sandbox, "functions", counted)
+    right = "def f(x):\n    return x + 1"
+    first, other = Prompt("a", "?", tests="assert f(1) == 2"), Prompt("b", "?", tests="assert f(1) == 3")
+
+    def ask(prompt: Prompt, text: str) -> Verdict:
+        return scorer(prompt, Candidate("c", prompt.id, 0, text, (), (), Finish.STOP)).verdict
+
+    assert [ask(first, right), ask(first, right + "\n"), ask(first, right)] == [Verdict.CORRECT] * 3
+    assert len(runs) == 1
+    assert ask(other, right) is Verdict.WRONG and len(runs) == 2
+    missing = "import numpy\n" + right
+    assert [ask(first, missing), ask(first, missing)] == [Verdict.UNKNOWN] * 2
+    assert len(runs) == 4

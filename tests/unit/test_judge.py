@@ -608,6 +608,19 @@ def test_a_server_that_dies_midway_keeps_what_is_done(serve: Serve, tmp_path: Pa
     assert (stats["requests"], stats["reused"], stats["prompt_tokens"]) == (30, 12, 3000)
 
 
+def test_another_threshold_asks_nothing_again(serve: Serve, tmp_path: Path) -> None:
+    """It makes a new stage of the run, whose questions are the old one's."""
+    server = serve(always("grade: 6"))
+    for number, (threshold, verdict) in enumerate([(5, "correct"), (7, "wrong")]):
+        folder = tmp_path / f"score-{number}"
+        folder.mkdir()
+        scorer = judge("wise", server.url, mode="grade", threshold=threshold)
+        scorer.open(folder)
+        told = scores(scorer, group("a", "b", "c"))
+        assert {str(score.verdict) for score in told.values()} == {verdict}
+    assert len(server.bodies) == 3
+
+
 def test_concurrency_and_rate(serve: Serve) -> None:
     def answer(n: int, body: dict[str, Any]) -> Answer:
         time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -377,3 +378,14 @@ def test_stages_with_the_same_scorers_share_their_workers(tmp_path: Path) -> Non
     for one in jobs:
         manifest = StageDir(Path(one["folder"])).manifest()
         assert manifest is not None and manifest["rows"] == 6
+
+
+def test_a_chunk_travels_alone() -> None:
+    """A slice of a batch must not take the whole batch along."""
+    made = rows.table([candidate(i, f"#### {i}") for i in range(2000)], Candidate)
+    batch = made.select(scoring.COLUMNS).combine_chunks().to_batches()[0]
+    chunk = scoring.Chunk({"p": Prompt("p", "?", "5")}, batch, 3)
+    part = pickle.loads(pickle.dumps(chunk[100:110]))
+    assert len(pickle.dumps(chunk[100:110])) < 5000
+    assert (part.prompts, part.stage) == (chunk.prompts, 3)
+    assert part.batch.to_pylist() == batch.to_pylist()[100:110]
