@@ -35,7 +35,12 @@ def check(experiment: Experiment, path: str) -> int:
     fine = True
     judged: set[str] = set()
     for name, arm in plan.arms.items():
-        what = [arm.prompts.model_dump(), [s.model_dump() for s in arm.score], arm.chat.solution]
+        what = [
+            arm.prompts.model_dump(mode="json"),
+            [s.model_dump() for s in arm.score],
+            arm.combine.model_dump(),
+            arm.chat.solution,
+        ]
         if digest(what) not in judged:
             judged.add(digest(what))
             fine &= _gold(console, plan, name, arm)
@@ -73,7 +78,11 @@ def _gold(console: Console, plan: Plan, name: str, arm: Arm) -> bool:
 
     count = 0
     bad: list[tuple[Prompt, ScoreRow]] = []
-    for (prompt, _), row in score_all(pairs(), [s.model_dump() for s in plain]):
+    rule = arm.combine
+    if rule.weights:
+        weights = [w for s, w in zip(arm.score, rule.weights, strict=True) if s in plain]
+        rule = rule.model_copy(update={"weights": weights})
+    for (prompt, _), row in score_all(pairs(), [s.model_dump() for s in plain], rule):
         # Where there is no solution, only an answer that the scorer cannot read tells anything.
         count += prompt.solution is not None
         fine = row.verdict is Verdict.CORRECT or row.reason == UNJUDGED

@@ -14,7 +14,7 @@ share with `threshold`, once no unknown one could still tip the scales; until th
 
 A scorer that only gives a number (reason `unjudged`) abstains under every rule. The scorers are
 asked in the order of the YAML, and one is not asked about a candidate whose verdict the ones before
-it have settled: put the cheap ones first.
+it have settled: put the cheap ones first. `weighted` asks all.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,8 @@ def combine(rule: Combine, scores: Asked) -> Score:
     judged = [s for s in told if s.reason != UNJUDGED]
     verdict = _verdict(rule, scores)
     agreed = [s for s in judged if s.verdict is verdict] or judged or told
-    decided = agreed[0]
+    # Where none knows, `first` has asked them all, and the last word is the last one's.
+    decided = agreed[-1] if rule.rule == "first" and verdict is U else agreed[0]
     reason = decided.reason if decided.verdict is verdict else rule.rule
     extracted = next((s.extracted for s in [decided, *told] if s.extracted is not None), None)
     value = next((s.value for s in reversed(told) if s.value is not None), None)
@@ -87,7 +88,8 @@ def _weigh(rule: Combine, scores: Asked) -> Verdict:
     total = sum(w for w, _ in held)
     least = sum(w for w, s in held if s.verdict is C)
     most = least + sum(w for w, s in held if s.verdict is U)
-    # To 9 places: 0.1 + 0.2 is not to miss a threshold of 0.3.
-    if total and round(least / total - rule.threshold, 9) >= 0:
+    # To 9 places: 0.1 + 0.2 is not to miss a threshold of 0.3. With a threshold of 0 one of them still
+    # has to say correct.
+    if least and round(least / total - rule.threshold, 9) >= 0:
         return C
-    return W if not total or round(most / total - rule.threshold, 9) < 0 else U
+    return W if not most or round(most / total - rule.threshold, 9) < 0 else U

@@ -271,6 +271,9 @@ class Eval(Decoding):
     """Sampler, as in `sample.use`."""
     k: Annotated[list[Positive], Field(min_length=1)] = [1]
     """The k of pass@k and maj@k; none above n."""
+    score: Annotated[list[Component], Field(min_length=1)] | None = None
+    """Scorers of held-out answers, all of which must say correct; by default those of the body and its
+    `combine`. For filters that call nothing correct, such as a reward model's value."""
     engine: Engine = Engine()
 
     @model_validator(mode="after")
@@ -292,6 +295,13 @@ class Combine(Section):
     """With `weighted`, one for each scorer; by default all weigh the same."""
     threshold: Fraction = 0.5
     """With `weighted`, the share of the weights that makes a candidate correct."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mapping(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            raise ValueError(f"write combine: {{rule: {given}}}")
+        return given
 
 
 class Compare(Section):
@@ -340,6 +350,12 @@ class Arm(Section):
                 "reference"
             )
         return self
+
+    def scorers(self, split: str) -> tuple[str, list[Component], Combine]:
+        """Setting, scorers and rule for `train` or `eval`."""
+        if split == "eval" and self.eval.score is not None:
+            return "eval.score", self.eval.score, Combine()
+        return "score", self.score, self.combine
 
 
 class Experiment(Arm):

@@ -6,7 +6,7 @@ follow one another in the order of prompt ids; only one file is in memory at a t
 """
 
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,11 +111,3 @@ class Partitions:
         finally:
             for file in files.values():
                 file.close()
-
-
-def by_prompt(table: pa.Table) -> dict[str, pa.Table]:
-    """A table's rows, prompt by prompt, in the order that prompts come in first."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for i, prompt_id in enumerate(table.column("prompt_id").to_pylist()):
-        places[prompt_id].append(i)
-    return {prompt_id: table.take(at) for prompt_id, at in places.items()}

@@ -16,7 +16,7 @@ from typing import Any
 from rft import components, prompts
 from rft.chat import chat_digest
 from rft.config import Arm, Component, ConfigError, Decoding, Experiment
-from rft.rundir import StageDir, file_digest, flatten, model_digest
+from rft.rundir import StageDir, file_digest, flatten, folder_digest, model_digest
 from rft.types import Prompt, digest
 
 
@@ -121,8 +121,8 @@ class Plan:
             inputs["prompts"] = self._digest(prompts.rows_digest, arm, split)
         named = {k: v for k, v in flatten(component.args).items() if isinstance(v, str)}
         files = {k: file_digest(Path(v)) for k, v in named.items() if _is_file(v)}
-        # A folder is a model: of a reward, of embeddings.
-        files |= {k: model_digest(v, None) for k, v in named.items() if _is_folder(v)}
+        # A folder is a model: of a reward, of embeddings. Or the user's own lists.
+        files |= {k: folder_digest(Path(v)) for k, v in named.items() if _is_folder(v)}
         if files or ":" in use:
             inputs["files"] = files
         if "kind" in component.args.values():
@@ -229,10 +229,11 @@ class Plan:
 
     def _score(self, name: str, split: str, sample: Node) -> Node:
         arm, data = self.arms[name], self._prompts(name)
+        setting, given, rule = arm.scorers(split)
         scorers = []
-        for i, scorer in enumerate(arm.score):
+        for i, scorer in enumerate(given):
             # Bound now, so that a wrong argument is found before anything is sampled.
-            components.bind("scorers", scorer, self._where(name, f"score.{i}"))
+            components.bind("scorers", scorer, self._where(name, f"{setting}.{i}"))
             what = self._component("scorers", scorer, arm, split)
             scorers.append({**what, "args": _without_folders(scorer.args)})
         inputs: dict[str, Any] = {
@@ -242,7 +243,7 @@ class Plan:
             "score": scorers,
         }
         if len(scorers) > 1:
-            inputs["combine"] = arm.combine.model_dump(mode="json")
+            inputs["combine"] = rule.model_dump(mode="json")
         return self._node(
             "score",
             sample.label.replace("sample", "score", 1),
@@ -252,8 +253,8 @@ class Plan:
             late=sample.late,
             prompts=str(data.dir.path / split),
             sample=str(sample.dir.path),
-            scorers=[s.model_dump() for s in arm.score],
-            combine=arm.combine.model_dump(mode="json"),
+            scorers=[s.model_dump() for s in given],
+            combine=rule.model_dump(mode="json"),
         )
 
     def _pools(self, name: str, seed: int) -> dict[str, tuple[Node, Node]]:

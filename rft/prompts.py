@@ -220,7 +220,8 @@ def load(config: Prompts) -> PromptSet:
         if prompt.answer is None and prompt.tests is None:
             raise RftError(
                 f"prompts: held-out problem without a gold answer: {prompt.question[:80]!r}; "
-                "accuracy needs one for each (or tests): add it or leave the problem out"
+                "accuracy needs one for each (or tests): add it or leave the problem out. If its "
+                "column has another name, set prompts.args.answer (or prompts.args.tests)"
             )
     dropped["over_limit"] = len(train) - len(train[: config.limit_train])
     eval_dropped["over_limit"] = len(held_out) - len(held_out[: config.limit_eval])

@@ -13,7 +13,7 @@ import os
 import time
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,15 +118,20 @@ def clear(folder: Path) -> None:
         path.unlink()
 
 
-def parts(folder: Path) -> list[Path]:
-    """The folder's readable parts in order; unreadable ones are renamed to `.torn`."""
+def parts(folder: Path, known: Collection[Path] = ()) -> list[Path]:
+    """The folder's readable parts in order; unreadable ones are renamed to `.torn`.
+
+    known: parts to leave out, which are not looked at again.
+    """
     good = []
-    for path in sorted(folder.glob("part-*.parquet")):
+    for path in sorted(set(folder.glob("part-*.parquet")).difference(known)):
         try:
             pq.read_metadata(path)
             good.append(path)
         except (pa.ArrowInvalid, OSError):
-            path.rename(path.with_suffix(".parquet.torn"))
+            # Another stage's process may look at the same time.
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(path.with_suffix(".parquet.torn"))
     return good
 
 

@@ -169,7 +169,7 @@ def model_digest(base: str, revision: str | None) -> str:
     folder = Path(base)
     if not folder.is_dir():
         return digest("hub", base, revision)
-    seen: list[list[Any]] = []
+    seen = []
     for path in sorted(folder.iterdir()):
         if path.suffix not in {
             ".json",
@@ -182,14 +182,28 @@ def model_digest(base: str, revision: str | None) -> str:
             ".py",
         }:
             continue
-        size = path.stat().st_size
-        if size <= 8 << 20:
-            seen.append([path.name, file_digest(path)])
-            continue
-        with open(path, "rb") as file:
-            spots = hashlib.sha256()
-            for start in range(0, size, 1 << 20):
-                file.seek(start)
-                spots.update(file.read(16 << 10))
-        seen.append([path.name, size, spots.hexdigest()])
+        seen.append([path.name, *_looked_at(path)])
     return digest("folder", seen)
+
+
+def folder_digest(folder: Path) -> str:
+    """Identity of all that a folder holds but hidden files; large ones as in `model_digest`."""
+    return digest(
+        sorted(
+            [str(path.relative_to(folder)), *_looked_at(path)]
+            for path in folder.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        )
+    )
+
+
+def _looked_at(path: Path) -> list[Any]:
+    size = path.stat().st_size
+    if size <= 8 << 20:
+        return [file_digest(path)]
+    with open(path, "rb") as file:
+        spots = hashlib.sha256()
+        for start in range(0, size, 1 << 20):
+            file.seek(start)
+            spots.update(file.read(16 << 10))
+    return [size, spots.hexdigest()]

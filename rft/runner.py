@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -240,14 +241,27 @@ def _spawn(
     plan: Plan, batches: list[tuple[str, list[dict[str, Any]]]], lock: int, launch: str | None
 ) -> None:
     """Runs the processes of stages side by side to their end; the first is the one that counts: if
-    it fails, the others are stopped. Raises RftError, or KeyboardInterrupt after Ctrl-C."""
+    it does not do its jobs, the others are stopped. Raises RftError, or KeyboardInterrupt after Ctrl-C.
+    """
     terminal = os.dup(2)
     children: list[tuple[str, Path, subprocess.Popen[bytes]]] = []
     try:
         for kind, jobs in batches:
             children.append((kind, *_start(plan, kind, jobs, lock, launch, terminal)))
-        _wait([child for _, _, child in children])
+        children[0][2].wait()
+        # By what it has done: one that ends early with exit code 0 would be waited for for ever.
+        if all(rundir.StageDir(Path(job["folder"])).manifest() for job in batches[0][1]):
+            for _, _, child in children[1:]:
+                child.wait()
+        else:
+            _stop(child for _, _, child in children[1:])
+            del children[1:]
+    except KeyboardInterrupt:
+        process.say("\nstopping: writing what is finished ...")
+        raise
     finally:
+        # After Ctrl-C, which they get too, or where one of them could not be started.
+        _stop(child for _, _, child in children)
         os.close(terminal)
     for kind, log, child in children:
         _check_end(kind, log, child.returncode)
@@ -302,26 +316,13 @@ def _check_end(kind: str, log: Path, code: int) -> None:
         )
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> None:
-    """Waits for the first child and, unless it failed, for the others; after Ctrl-C, which they get
-    too, lets them write what they hold."""
-    try:
-        if children[0].wait() == 0:
-            for child in children[1:]:
-                child.wait()
-        else:
-            _stop(children[1:])
-    except KeyboardInterrupt:
-        process.say("\nstopping: writing what is finished ...")
-        _stop(children)
-        raise
-
-
-def _stop(children: list[subprocess.Popen[bytes]]) -> None:
-    for child in children:
+def _stop(children: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Lets the processes that still run write what they hold, and waits for them."""
+    running = [child for child in children if child.poll() is None]
+    for child in running:
         child.send_signal(signal.SIGTERM)
     until = time.monotonic() + STOP_S
-    for child in children:
+    for child in running:
         try:
             child.wait(timeout=max(until - time.monotonic(), 0))
         except subprocess.TimeoutExpired:

@@ -7,6 +7,7 @@ before any scorer sees them: whatever their text holds, they are `unknown: trunc
 """
 
 import json
+import numbers
 import os
 import time
 from collections import Counter, defaultdict
@@ -101,13 +102,13 @@ def load_scorers(
     def ask(prompt: Prompt, candidate: Candidate, before: Sequence[Score | None]) -> Scores:
         scores: Scores = []
         for spec, scorer in zip(specs, made):
-            if scores and settled(rule, [*before, *scores]):
+            if settled(rule, [*before, *scores]):
                 scores.append(None)
                 continue
             try:
                 scores.append(_checked(scorer(prompt, candidate), spec["use"]))
             except Exception as fault:
-                scores.append(Score(Verdict.UNKNOWN, "error", f"{type(fault).__name__}: {fault}"))
+                scores.append(_unknown("error", f"{type(fault).__name__}: {fault}"))
         return scores
 
     def work(chunk: Any, begin: Callable[[int], None]) -> Any:
@@ -133,11 +134,29 @@ def _checked(score: Any, use: str) -> Score:
     # Checked here, so that a faulty scorer costs its verdicts and not the run.
     if not isinstance(score, Score) or not isinstance(score.verdict, Verdict):
         raise TypeError(f"{use} returned {score!r:.80}, not a Score")
-    if not isinstance(score.extracted, str | None):
-        raise TypeError(f"{use}: Score.extracted is {score.extracted!r:.80}")
-    if not isinstance(score.value, float | int | None):
-        raise TypeError(f"{use}: Score.value is {score.value!r:.80}")
-    return score
+    for name in ("reason", "extracted"):
+        if not isinstance(getattr(score, name), str | None):
+            raise TypeError(f"{use}: Score.{name} is {getattr(score, name)!r:.80}")
+    value = score.value
+    try:
+        # numpy's and torch's numbers too.
+        value = float(value) if isinstance(value, numbers.Real) else value
+    except OverflowError:
+        pass
+    if not isinstance(value, float | None):
+        raise TypeError(f"{use}: Score.value is {value!r:.80}")
+    return Score(score.verdict, _storable(score.reason), _storable(score.extracted), value)
+
+
+def _storable(text: str | None) -> str | None:
+    """The text without halves of surrogate pairs, which JSON's escapes can make and no file can hold."""
+    if text is None or text.isascii():
+        return text
+    return text.encode(errors="replace").decode()
+
+
+def _unknown(reason: str, detail: str | None) -> Score:
+    return Score(Verdict.UNKNOWN, reason, _storable(detail))
 
 
 # Batches of score rows ---------------------------------------------------------------------------
@@ -191,33 +210,40 @@ def split_truncated(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBat
 
 
 def mixed(
-    chunks: Iterator[Chunk | None],
+    chunks: Iterator[Chunk],
     specs: Specs,
     rule: Combine,
     made: dict[int, StreamScorer],
     counts: Counter[str],
-) -> Iterator[pa.RecordBatch]:
-    """Batches of score rows of the chunks' candidates, in any order.
+    keep: Callable[[pa.RecordBatch], None],
+) -> None:
+    """Scores the chunks' candidates; `keep` is given batches of score rows as they are done.
 
-    chunks: None among them means that there is nothing for the moment. made: the stream scorers, by
-    their place in specs. counts: how many candidates each prompt has, for scorers that want them all.
+    made: the stream scorers, by their place in specs. counts: how many candidates each prompt has,
+    for scorers that want them all.
     """
-    flow: Iterator[list[_Row] | None] = (_as_rows(chunk) for chunk in chunks)
+
+    def finish(done: list[_Row]) -> None:
+        ids = [row.candidate.id for row in done]
+        prompt_ids = [row.candidate.prompt_id for row in done]
+        told = [[*row.scores, *([None] * (len(specs) - len(row.scores)))] for row in done]
+        keep(_batch(ids, prompt_ids, [combine(rule, each) for each in told], told))
+
+    gathering = max((i for i, scorer in made.items() if scorer.whole_prompts), default=-1)
+    flow: Iterator[list[_Row]] = (_as_rows(chunk) for chunk in chunks)
     for is_pool, places in groupby(range(len(specs)), key=lambda i: i not in made):
         each = list(places)
         if is_pool:
             flow = _pooled([specs[i] for i in each], rule, flow)
-        else:
-            for i in each:
-                if made[i].whole_prompts:
-                    flow = _gathered(flow, counts)
-                flow = _streamed(specs[i]["use"], made[i], rule, flow)
+            continue
+        for i in each:
+            if made[i].whole_prompts:
+                flow = _gathered(flow, counts)
+            # A later scorer may wait for all of a prompt's candidates, also those not asked here.
+            leave = finish if i >= gathering else None
+            flow = _streamed(specs[i]["use"], made[i], rule, flow, leave)
     for done in flow:
-        if done:
-            ids = [row.candidate.id for row in done]
-            final = [combine(rule, row.scores) for row in done]
-            prompt_ids = [row.candidate.prompt_id for row in done]
-            yield _batch(ids, prompt_ids, final, [row.scores for row in done])
+        finish(done)
 
 
 def _pool(args: tuple[Any, ...], chunks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -226,7 +252,7 @@ def _pool(args: tuple[Any, ...], chunks: Iterable[Any]) -> Iterator[tuple[Any, A
 
 
 def _failed(failure: workers.Failure, of: int) -> Scores:
-    return [Score(Verdict.UNKNOWN, failure.reason, failure.detail or None), *([None] * (of - 1))]
+    return [_unknown(failure.reason, failure.detail or None), *([None] * (of - 1))]
 
 
 def by_workers(
@@ -239,58 +265,23 @@ def by_workers(
         yield chunk.stage, got
 
 
-def _as_rows(chunk: Chunk | None) -> list[_Row] | None:
-    if chunk is None:
-        return None
+def _as_rows(chunk: Chunk) -> list[_Row]:
     return [_Row(prompt, candidate) for prompt, candidate, _ in _members(chunk)]
 
 
-def _pooled(
-    specs: Specs, rule: Combine, source: Iterator[list[_Row] | None]
-) -> Iterator[list[_Row]]:
-    passed: list[_Row] = []
-
-    def asked() -> Iterator[list[_Row] | None]:
-        for some in source:
-            yield some and _ask(some, rule, passed, len(specs))
-
-    for some, got in _pool((specs, rule, False), asked()):
+def _pooled(specs: Specs, rule: Combine, source: Iterator[list[_Row]]) -> Iterator[list[_Row]]:
+    for some, got in _pool((specs, rule, False), source):
         if isinstance(got, workers.Failure):
             got = [_failed(got, len(specs))]
         for row, told in zip(some, got, strict=True):
             row.scores.extend(told)
         yield some
-        yield from _drain(passed)
-    yield from _drain(passed)
 
 
-def _ask(some: list[_Row], rule: Combine, passed: list[_Row], of: int) -> list[_Row]:
-    """The rows whose verdict is open; the others go to `passed`."""
-    asked = []
-    for row in some:
-        if row.scores and settled(rule, row.scores):
-            row.scores.extend([None] * of)
-            passed.append(row)
-        else:
-            asked.append(row)
-    return asked
-
-
-def _drain(passed: list[_Row]) -> Iterator[list[_Row]]:
-    if passed:
-        yield passed[:]
-        passed.clear()
-
-
-def _gathered(
-    source: Iterator[list[_Row] | None], counts: Counter[str]
-) -> Iterator[list[_Row] | None]:
+def _gathered(source: Iterator[list[_Row]], counts: Counter[str]) -> Iterator[list[_Row]]:
     """The rows of a prompt once they are all there."""
     held: dict[str, list[_Row]] = defaultdict(list)
     for some in source:
-        if some is None:
-            yield None
-            continue
         for row in some:
             prompt_id = row.prompt.id
             held[prompt_id].append(row)
@@ -300,17 +291,28 @@ def _gathered(
 
 
 def _streamed(
-    use: str, scorer: StreamScorer, rule: Combine, source: Iterator[list[_Row] | None]
+    use: str,
+    scorer: StreamScorer,
+    rule: Combine,
+    source: Iterator[list[_Row]],
+    leave: Callable[[list[_Row]], None] | None,
 ) -> Iterator[list[_Row]]:
+    """The rows with what a stream scorer says of them.
+
+    It is not asked about rows whose verdict is settled. These leave at once, since it may be long
+    until it says something again; without `leave` they go on with the others when it does.
+    """
     held: dict[str, _Row] = {}
     passed: list[_Row] = []
 
     def groups() -> Iterator[tuple[Prompt, list[Candidate]]]:
         for some in source:
-            if some is None:
-                time.sleep(0.1)
-                continue
-            asked = _ask(some, rule, passed, 1)
+            rest = [row for row in some if settled(rule, row.scores)]
+            for row in rest:
+                row.scores.append(None)
+            if rest:
+                (leave or passed.extend)(rest)
+            asked = [row for row in some if not settled(rule, row.scores)]
             asked.sort(key=lambda row: (row.prompt.id, row.candidate.index, row.candidate.id))
             held.update((row.candidate.id, row) for row in asked)
             for _, members in groupby(asked, key=lambda row: row.prompt.id):
@@ -325,9 +327,10 @@ def _streamed(
             row.scores.append(_checked(score, use))
         except TypeError as fault:
             raise RftError(f"score: {fault}") from None
-        yield [row]
-        yield from _drain(passed)
-    yield from _drain(passed)
+        yield [row, *passed]
+        passed.clear()
+    if passed:
+        yield passed
     if held:
         raise RftError(
             f"score: {use} gave no score for {len(held)} candidates, for instance {min(held)}: it "

@@ -6,6 +6,7 @@ it has begun and when, and if that was longer ago than the deadline, the worker 
 reported as failed, and the rest of its chunk goes to a fresh worker.
 """
 
+import contextlib
 import multiprocessing as mp
 import resource
 import time
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from rft.process import die_with_parent
 from rft.types import RftError
 
 START_S = 120
@@ -41,12 +43,15 @@ class _Worker:
     """Shared memory: how many items of the chunk are begun, and when the last one was. One clock
     (CLOCK_MONOTONIC) serves all processes."""
     started: bool = False
+    has_worked: bool = False
     chunk: Any = None
 
 
 def _serve(
     make: Callable[..., Any], args: Any, pipe: Connection, begun: Any, memory_gb: float
 ) -> None:
+    # A worker that hangs in C would not see that its pipe is closed.
+    die_with_parent()
     try:
         work = make(*args)
         # Writable memory, not address space, of which GPU libraries reserve terabytes.
@@ -137,13 +142,15 @@ def run(
     def hand(worker: _Worker, chunk: Any) -> None:
         worker.begun[:] = 0, time.monotonic()
         worker.chunk = chunk
-        worker.pipe.send(chunk)
+        # Of a worker that has died since it worked last, the pipe tells below.
+        with contextlib.suppress(OSError):
+            worker.pipe.send(chunk)
 
     def check_start(worker: _Worker) -> None:
         """Reads a new worker's first word."""
         try:
             fault = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             worker.process.join()
             fault = Failure("crashed", f"it ended with exit code {worker.process.exitcode}")
         if fault:
@@ -188,10 +195,15 @@ def run(
                         continue
                     try:
                         results = worker.pipe.recv()
-                    except (EOFError, ConnectionResetError):
+                    except (EOFError, OSError):  # dead, or dead in the middle of a message
                         stop(worker)
-                        yield split(worker, Failure("crashed"))
+                        if worker.has_worked and not worker.begun[0]:
+                            # It died between two chunks: no item is to blame.
+                            retry.append(worker.chunk)
+                        else:
+                            yield split(worker, Failure("crashed"))
                         continue
+                    worker.has_worked = True
                     if isinstance(results, Failure):
                         yield split(worker, results)
                         continue

@@ -10,7 +10,8 @@ from typing import Any
 from rft.scorers import _math_poly as poly
 from rft.scorers._math_read import Clause, frozen, is_name, read
 from rft.scorers._math_tokens import Group
-from rft.scorers._math_words import choice_of, clean, inside_text, unit_of, words_of
+from rft.scorers._math_units import unit_of
+from rft.scorers._math_words import choice_of, clean, inside_text, words_of
 
 LONGEST = 1000
 """Characters that an answer may have."""
@@ -35,6 +36,8 @@ class Form:
     """What it is if its commas separate members and not thousands; of a choice, what it chooses."""
 
 
+_HEATS = {"F": "fahrenheit", "C": "celsius"}
+"""What these letters are behind degrees."""
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d{0,29})", re.ASCII)
 _DECIMAL = re.compile(r"-?\d*\.(\d+)", re.ASCII)
 
@@ -78,7 +81,7 @@ def _form(text: str, units: tuple[str, ...]) -> Form:
     for clause in clauses:
         clause.value, degrees = _without_degrees(clause.value)
         if degrees:
-            found.add("\u00b0")
+            found.add(next((_HEATS[u] for u in clause.units if u in _HEATS), "\u00b0"))
         for unit in clause.units:
             if known := unit_of(unit):
                 found.add(known)

@@ -24,7 +24,7 @@ from rft.scorers._math_poly import (
     power,
 )
 from rft.scorers._math_tokens import CLOSE, INFINITY, OPEN, PLAIN, RELATIONS, Group
-from rft.scorers._math_words import UNITS
+from rft.scorers._math_units import UNITS
 
 DEEPEST = 24
 """Levels of nesting that are read."""

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 LONGEST = 300
-_POWER = re.compile(r"\^\s*\{?\s*-?\s*\d{4,}")
+_POWER = re.compile(r"\^\s*\{?\s*-?\s*\d{3,}")
 _TOWER = re.compile(r"\d\s*\}?\s*(?:\^|\*\*)\s*[\{(]?\s*-?[\d.]+\s*[\})]?\s*(?:\^|\*\*|!)")
 _TOWER_IN = re.compile(r"(?:\^|\*\*)\s*[\{(][^{}()]*(?:\^|\*\*)[^{}()]*(?:\^|\*\*)")
 _COSTLY = re.compile(

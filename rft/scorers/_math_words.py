@@ -1,89 +1,8 @@
-"""The words of an answer: LaTeX that only sets type, units, text answers, times and ratios."""
+"""The words of an answer: LaTeX that only sets type, text answers, times and ratios."""
 
 import re
 from collections.abc import Hashable
 from fractions import Fraction
-
-_LENGTHS = {
-    "m": "m meter meters metre metres",
-    "cm": "cm cms centimeter centimeters centimetre centimetres",
-    "mm": "mm millimeter millimeters millimetre millimetres",
-    "km": "km kilometer kilometers kilometre kilometres",
-    "in": "in inch inches",
-    "ft": "ft foot feet",
-    "yd": "yd yard yards",
-    "mi": "mi mile miles",
-    "unit": "unit units",
-}
-_OTHERS = {
-    "kg": "kg kilogram kilograms",
-    "g": "gram grams gm gms",
-    "mg": "mg milligram milligrams",
-    "lb": "lb lbs pound pounds",
-    "oz": "oz ounce ounces",
-    "l": "liter liters litre litres",
-    "ml": "ml milliliter milliliters",
-    "s": "sec secs second seconds",
-    "min": "min mins minute minutes",
-    "h": "hr hrs hour hours",
-    "day": "day days",
-    "week": "week weeks",
-    "month": "month months",
-    "year": "year years yr yrs",
-    "dollar": "dollar dollars usd",
-    "cent": "cent cents",
-    "euro": "euro euros",
-    "\u00b0": "degree degrees deg",
-    "rad": "radian radians",
-    "%": "percent percentage pct %",
-    "mph": "mph",
-    "kmh": "kmh kph kmph",
-    "am": "am",
-    "pm": "pm",
-}
-UNITS = {word: unit for unit, words in (_LENGTHS | _OTHERS).items() for word in words.split()}
-"""Units by the words for them. Two answers with different units of these are not called equal."""
-_SMALL = {"mm", "cm", "km", "ft", "kg", "lb", "oz", "ml", "mg", "hr", "yr", "am", "pm", "mi", "yd"}
-
-
-def unit_of(text: str) -> str | None:
-    """The unit of measurement that a text names (`square inches` is `in2`), or None."""
-    words = text.lower().replace(".", "").replace("^", " ^").split()
-    size, found = "", []
-    for word in words:
-        if word in ("square", "sq", "squared", "^2"):
-            size = "2"
-        elif word in ("cubic", "cu", "cubed", "^3"):
-            size = "3"
-        elif "/" in word and all(UNITS.get(part) for part in word.split("/") if part):
-            found.append("/".join(UNITS[part] for part in word.split("/") if part))
-        elif word in UNITS:
-            found.append(UNITS[word])
-    if (
-        len(found) != 1
-        or len(words) > 3
-        or (words[0] == "in" and words[1:] not in ([], ["^2"], ["^3"]))
-    ):
-        return None
-    return found[0] + size
-
-
-_DIMENSIONS = (
-    frozenset(_LENGTHS) - {"unit"},
-    frozenset(("kg", "g", "mg", "lb", "oz")),
-    frozenset(("s", "min", "h", "day", "week", "month", "year")),
-    frozenset(("dollar", "cent", "euro")),
-)
-
-
-def asks_for_other(question: str, unit: str) -> bool:
-    """Whether a question measures in other units of the kind, and never in this one."""
-    base = unit.rstrip("23")
-    words = re.findall(r"[a-z]+|\$", question.lower())
-    named = {"dollar" if word == "$" else UNITS.get(word) for word in words if word != "in"}
-    kin = next((units for units in _DIMENSIONS if base in units), frozenset[str]())
-    return bool(kin & named) and base not in named
-
 
 _SPACING = re.compile(
     r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|nolimits|phantom\{[^{}]*\})(?![a-zA-Z])"
@@ -210,8 +129,9 @@ _TIME = re.compile(
 )
 _RATIO = re.compile(r"\s*(-?\d{1,9})((?:\s*:\s*\d{1,9})+)\s*")
 _BASE = re.compile(
-    r"(-?)\s*([0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)\s*_\s*\{?[\x01\s]*([0-9]{1,2}|[a-z]+)[\x02\s]*\}?"
+    r"(-?)\s*(\()?([0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)(?(2)\))\s*_\s*\{?\s*([0-9]{1,2}|[a-z]+)\s*\}?"
 )
+_UNMARKED = {1: None, 2: None}
 _BASES = dict(
     zip(
         [
@@ -263,10 +183,10 @@ def words_of(text: str) -> tuple[str, Hashable] | None:
         if parts[0]:
             return "ratio", tuple(Fraction(p, parts[0]) for p in parts)
         return "ratio", tuple(parts)
-    if "_" in text and (match := _BASE.fullmatch(text)):
-        base = int(match[3]) if match[3].isdigit() else _BASES.get(match[3], 0)
+    if "_" in text and (match := _BASE.fullmatch(text.translate(_UNMARKED))):
+        base = int(match[4]) if match[4].isdigit() else _BASES.get(match[4], 0)
         if base:
-            return "base", (match[1] + match[2].lstrip("0"), base)
+            return "base", (match[1] + match[3].lstrip("0"), base)
     inside = inside_text(text)
     plain = (inside if inside is not None else text).strip()
     if not _TEXT.fullmatch(plain):

@@ -14,6 +14,7 @@ from pydantic import Field
 from rft.scorers import _choice, _json
 from rft.scorers._equal import exact
 from rft.scorers._extract import extract, final_answer, guess, number, only_number, plain
+from rft.scorers._math_asked import in_other_unit
 from rft.scorers._regex import Regex
 from rft.scorers._text import comparable, holds
 from rft.types import Candidate, Prompt, Score, Verdict
@@ -61,8 +62,9 @@ class answer:
     half a percent, and only the question tells which.
 
     Wrong for reason `schema`. Unknown for reasons `no_gold`, `bad_gold` (the gold answer is not of
-    this kind), `unparsed`, `percent`, `units` (44 cm and 44%), `contains` (a text that holds the gold answer and more) and
-    `unclear` (several letters, a letter beside the text of another option, a letter denied).
+    this kind), `unparsed`, `percent`, `units` (44 cm and 44%, or 44 cm to `how many metres`),
+    `contains` (a text that holds the gold answer and more) and `unclear` (several letters, a letter
+    beside the text of another option, a letter denied).
     """
 
     def __init__(
@@ -110,12 +112,18 @@ class answer:
         if _exact(gold) is None:
             return _compared(self._read(text), gold, self._tolerance)
         said = final_answer(text, marker=self._marker, fallback=self._fallback, is_number=True)
-        if said is not None:
-            return _numbers(said, gold, self._tolerance)
-        # Where nothing marks the answer, another number says nothing of it.
-        said = guess(text, True, self._marker) if self._fallback else None
-        score = _compared(said, gold, self._tolerance)
-        return score if score.verdict is Verdict.CORRECT else Score(Verdict.UNKNOWN, "unparsed")
+        is_guess = said is None
+        if is_guess:
+            said = guess(text, True, self._marker) if self._fallback else None
+        if said is None:
+            return Score(Verdict.UNKNOWN, "unparsed")
+        score = _numbers(said, gold, self._tolerance)
+        if score.verdict is not Verdict.CORRECT:
+            # Where nothing marks the answer, another number says nothing of it.
+            return Score(Verdict.UNKNOWN, "unparsed") if is_guess else score
+        if in_other_unit(prompt.question, text, said, gold, self._marker):
+            return Score(Verdict.UNKNOWN, "units", said)
+        return score
 
     def _judge_number(self, prompt: Prompt, text: str) -> Score:
         assert prompt.answer is not None

@@ -74,6 +74,9 @@ class consensus:
     marked answer. Where none is found, all samples are unknown (`no_majority`, or `tie`), and
     references are unknown for `no_gold`, as wherever nothing is known about a problem.
 
+    It judges the held-out problems too, whose gold answers it doesn't know. Behind another scorer it
+    hears only the candidates which that one left open, and these vote among themselves.
+
     min_share: share of the votes that the biggest class of equal answers must have.
     min_votes: number of votes that it must have.
     margin: by how much its share must exceed that of the second class. Equal shares are a `tie` in

@@ -87,6 +87,9 @@ class judge:
     orders; the value is the share that it wins, ties half. Without a threshold a value is no verdict:
     the score is unknown for the reason `unjudged`, and the verdict is up to the other scorers.
 
+    The prompt that `verdict` has by default shows the gold answer, those of `grade` and `pairs` don't:
+    for problems without gold answers and `verdict`, give a `prompt` without {gold}.
+
     model: the name that the server serves it under; without a server, a folder or hub name.
     base_url: address of an OpenAI-compatible server, mostly ending in /v1; null runs the model in
     this process with vLLM.
@@ -94,7 +97,8 @@ class judge:
     mode: `verdict`, `grade` or `pairs`.
     prompt: the question to the judge. {question}, {answer} and {gold} stand for the problem, the
     answer between its marks, and the gold answer (a problem without one is then unknown, `no_gold`);
-    {other} for the second answer of a pair; {mark} for what the marks hold.
+    {other} for the second answer of a pair; {mark} for a word that the marks around the answer hold
+    and the answer doesn't, so that it can't end them.
     system: system message, with the same places.
     pattern: regular expression (RE2) that finds the verdict in what the judge says: its first group,
     in the last match.

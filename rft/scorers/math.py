@@ -12,8 +12,8 @@ from pydantic import Field
 
 from rft.scorers._equal import compare, key, readable
 from rft.scorers._extract import final_answer, guess
+from rft.scorers._math_asked import in_other_unit
 from rft.scorers._math_form import LONGEST, Form, form_of
-from rft.scorers._math_words import asks_for_other
 from rft.types import Candidate, Prompt, Score, Verdict
 
 _NO_GOLD = Score(Verdict.UNKNOWN, "no_gold")
@@ -43,6 +43,9 @@ def math(
     out. Of a text with none of these the last number, or the formula or bold word of its last line,
     counts if it equals the gold answer; if not, that says nothing (`unparsed`).
 
+    The gold answer may be a whole worked solution: its final answer counts. For MATH that is
+    `prompts.args: {question: problem, answer: solution}`.
+
     marker: what the answer follows, on its line or the next; "" is none.
     fallback: whether an answer counts that has neither marker nor box.
     decimals: how many decimals a rounded number must have to equal an exact one (0.333333 and 1/3);
@@ -50,9 +53,9 @@ def math(
 
     Unknown for reasons `no_gold`, `bad_gold` (the gold answer can't be read), `unparsed`, `too_big`
     (sympy would take hours), and where the two are equal but for something that may count: `percent`
-    (50% and 0.5), `units` (5 cm and 5 m, or 5 cm to a
-    question in metres), `rounded`, `brackets` ((1,2) and 1,2), `repeated` (1,1,2
-    and 1,2), `commas` (100,200), `name` (x = 5 and y = 5), `equation`, `ratio`, `base`, `text`.
+    (50% and 0.5), `units` (5 cm and 5 m, or 5 cm to `how many metres`), `rounded`, `brackets`
+    ((1,2) and 1,2), `repeated` (1,1,2 and 1,2), `commas` (100,200), `name` (x = 5 and y = 5),
+    `equation`, `ratio`, `base`, `text`.
     """
     if prompt.answer is None:
         return _NO_GOLD
@@ -70,10 +73,10 @@ def math(
         return _UNPARSED
     if len(said) > LONGEST:
         return _UNPARSED if is_guess else _TOO_BIG
-    score, unit = _judge(said, gold, decimals)
-    if is_guess and score.verdict is not Verdict.CORRECT:
-        return _UNPARSED
-    if unit is not None and _asks_for_other(prompt.question, unit):
+    score = _judge(said, gold, decimals)
+    if score.verdict is not Verdict.CORRECT:
+        return _UNPARSED if is_guess else score
+    if in_other_unit(prompt.question, text, said, gold, marker):
         return Score(Verdict.UNKNOWN, "units", said)
     return score
 
@@ -96,20 +99,12 @@ def _may_echo(question: str, marker: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _judge(said: str, gold: str, decimals: int | None) -> tuple[Score, str | None]:
-    """The score, and the unit of a correct answer where the gold one has none."""
+def _judge(said: str, gold: str, decimals: int | None) -> Score:
     equal, reason = compare(said, gold)
-    one, two = form_of(said), form_of(gold)
-    unit = None
-    if isinstance(one, Form) and isinstance(two, Form):
-        if reason == "rounded" and decimals is not None:
-            written = [form.decimals for form in (one, two) if form.decimals]
-            equal = True if min(written) >= decimals else None
-        if equal and not two.units:
-            unit = next(iter(one.units), None)
+    if reason == "rounded" and decimals is not None:
+        forms = (form_of(said), form_of(gold))
+        written = [form.decimals for form in forms if isinstance(form, Form) and form.decimals]
+        equal = True if min(written) >= decimals else None
     if equal is None:
-        return Score(Verdict.UNKNOWN, reason, said), None
-    return Score(Verdict.CORRECT if equal else Verdict.WRONG, None, said), unit
-
-
-_asks_for_other = functools.lru_cache(maxsize=1 << 14)(asks_for_other)
+        return Score(Verdict.UNKNOWN, reason, said)
+    return Score(Verdict.CORRECT if equal else Verdict.WRONG, None, said)

@@ -60,7 +60,8 @@ class reward_model:
 
     The model reads the question as the user's message and the answer as the assistant's, through its
     own chat template. Without a threshold a value is no verdict: the score is unknown for the reason
-    `unjudged`, and the verdict is up to the other scorers.
+    `unjudged`, and the verdict is up to the other scorers. Put one that knows the gold answer before
+    it, or nothing counts as correct, on the held-out problems neither.
 
     model: folder or hub name of a sequence classifier (AutoModelForSequenceClassification).
     threshold: correct at or above this value, else wrong; none: a value only.

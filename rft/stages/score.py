@@ -20,6 +20,9 @@ from rft.rundir import StageDir
 from rft.scoring import COLUMNS, Chunk, Pace, Specs, by_workers, mixed, split_truncated
 from rft.types import Prompt, RftError, ScoreRow, StreamScorer, Verdict, digest
 
+LOOK_S = 0.5
+"""Seconds between two looks for parts that the sample stage has written."""
+
 
 def run(jobs: list[dict[str, Any]]) -> None:
     together: dict[str, list[_Stage]] = defaultdict(list)
@@ -109,15 +112,18 @@ class _Stage:
             getattr(scorer, "open", lambda _: None)(self.folder)
         whole = any(scorer.whole_prompts for scorer in made.values())
         counts: Counter[str] = Counter()
-        chunks = self._whole_prompts(counts) if whole else self.parts()
+        chunks = self._whole_prompts(counts) if whole else filter(None, self.parts())
         progress = process.Progress(self.job["label"], self.resumed + self.owed(), self.resumed)
+
+        def keep(batch: pa.RecordBatch) -> None:
+            self.pace.done += batch.num_rows
+            if whole:
+                batch = batch.filter(self._is_fresh(batch))
+            self.writer.extend(batch)
+            progress.step(batch.num_rows)
+
         try:
-            for batch in mixed(chunks, self.specs, self.rule, made, counts):
-                self.pace.done += batch.num_rows
-                if whole:
-                    batch = batch.filter(self._is_fresh(batch))
-                self.writer.extend(batch)
-                progress.step(batch.num_rows)
+            mixed(chunks, self.specs, self.rule, made, counts, keep)
         finally:
             self.writer.flush()
             progress.close()
@@ -136,7 +142,7 @@ class _Stage:
         while True:
             # Asked before the parts are listed, or the last of them could be missed.
             complete = not self.follow or StageDir(self.source).manifest() is not None
-            fresh = [path for path in rows.parts(self.source) if path not in taken]
+            fresh = rows.parts(self.source, taken)
             for batch in rows.batches(self.source, COLUMNS, fresh):
                 batch = batch.filter(self._is_fresh(batch))
                 self.seen.update(batch.column("id").to_pylist())
@@ -147,7 +153,9 @@ class _Stage:
             if complete:
                 return
             if not fresh:
-                yield None
+                until = time.monotonic() + LOOK_S
+                while time.monotonic() < until:
+                    yield None
 
     def _cut(self, batch: pa.RecordBatch) -> Iterator[Chunk]:
         at = 0
@@ -165,10 +173,13 @@ class _Stage:
                 fresh = table.filter(self._is_fresh(table))
                 owed = table.column("prompt_id")
                 owed = pc.is_in(owed, value_set=fresh.column("prompt_id").combine_chunks())
-                for batch in table.filter(owed).combine_chunks().to_batches():
-                    rest, cut = split_truncated(batch)
+                batches = table.filter(owed).combine_chunks().to_batches()
+                split = [split_truncated(batch) for batch in batches]
+                # Counted before any is handed out: a prompt may lie in several batches.
+                for rest, cut in split:
                     self.writer.extend(cut.filter(self._is_fresh(cut)))
                     counts.update(rest.column("prompt_id").to_pylist())
+                for rest, _ in split:
                     yield from self._cut(rest)
         finally:
             partitions.close()

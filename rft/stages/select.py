@@ -12,6 +12,7 @@ import dataclasses
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,47 +90,53 @@ class _Kept:
     def __iter__(self) -> Iterator[Group]:
         return self._again() if self.complete else self._first()
 
-    def _left(self, group: Group) -> Iterator[Group]:
-        """The group with the rows that no selector up to this one has dropped, in their order."""
-        later = (self.number + 1, "")
-        members = tuple(r for r in group.rows if self.fates.get(r.candidate.id, later) >= later)
-        if members:
-            yield Group(group.prompt, members)
-
     def _again(self) -> Iterator[Group]:
+        """The groups with the rows that no selector up to this one has dropped."""
+        later = (self.number + 1, "")
         for group in self.groups:
-            yield from self._left(group)
+            members = tuple(r for r in group.rows if self.fates.get(r.candidate.id, later) >= later)
+            if members:
+                yield Group(group.prompt, members)
 
     def _first(self) -> Iterator[Group]:
-        # Of prompts on their way through the selector: the group, and the ids that it still has.
-        waiting: dict[str, tuple[Group, set[str]]] = {}
-        for row, reason in self._choices(waiting):
-            id, prompt_id = row.candidate.id, row.candidate.prompt_id
-            group, ids = waiting.get(prompt_id, (None, set[str]()))
-            if group is None or id not in ids:
+        waiting: dict[str, _Waiting] = {}
+        for choice in self._choices(waiting):
+            try:
+                row, reason = choice
+                id, prompt_id = row.candidate.id, row.candidate.prompt_id
+            except (AttributeError, TypeError, ValueError):
+                raise RftError(
+                    f"select.{self.number}: a selector must yield (row, reason), not {choice!r:.80}"
+                ) from None
+            one = waiting.get(prompt_id)
+            if one is None or id not in one.missing():
                 raise RftError(f"select.{self.number}: candidate {id} came back twice")
-            ids.remove(id)
+            one.missing().remove(id)
             if isinstance(reason, str):
                 if id not in self.fates:
                     self.told.append(ChoiceRow(id, prompt_id, reason))
                 self.fates[id] = (self.number, reason)
-            elif reason is not None:
+            elif reason is None:
+                one.kept[id] = row
+            else:
                 raise RftError(
                     f"select.{self.number}: a reason must be text or None, not {reason!r}"
                 )
-            if not ids:
+            if not one.missing():
                 del waiting[prompt_id]
-                # In the order that they had, whatever order the selector gave them back in.
-                yield from self._left(group)
+                if one.kept:
+                    # In the order that they had, whatever order the selector gave them back in.
+                    members = tuple(one.kept[id] for id in one.ids if id in one.kept)
+                    yield Group(one.prompt, members)
         if waiting:
-            lost = sorted(id for _, ids in waiting.values() for id in ids)
+            lost = sorted(id for one in waiting.values() for id in one.missing())
             raise RftError(
                 f"select.{self.number}: {len(lost)} candidates vanished without a reason, for "
                 f"instance {lost[0]}: a selector must yield every row it is given"
             )
         self.complete = True
 
-    def _choices(self, waiting: dict[str, tuple[Group, set[str]]]) -> Iterator[Any]:
+    def _choices(self, waiting: "dict[str, _Waiting]") -> Iterator[Any]:
         """What the selector yields; its ValueError or TypeError is the user's to fix."""
         try:
             yield from self.selector(_Watched(self.given, waiting))
@@ -137,17 +144,35 @@ class _Kept:
             raise RftError(f"select.{self.number}: {type(fault).__name__}: {fault}") from fault
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """A prompt on its way through a selector. Its rows are held from when they come back: a selector
+    that goes over all prompts before it chooses would hold them all otherwise."""
+
+    prompt: Prompt
+    ids: tuple[str, ...]
+    kept: dict[str, Scored] = field(default_factory=dict)
+    _missing: set[str] | None = None
+
+    def missing(self) -> set[str]:
+        """Ids that have not come back. Made when it is asked for: a set is large."""
+        if self._missing is None:
+            self._missing = set(self.ids)
+        return self._missing
+
+
 class _Watched:
     """The groups that a selector is given, noted as it takes them."""
 
-    def __init__(self, groups: Iterable[Group], waiting: dict[str, tuple[Group, set[str]]]):
+    def __init__(self, groups: Iterable[Group], waiting: dict[str, _Waiting]):
         self.groups, self.waiting = groups, waiting
 
     def __iter__(self) -> Iterator[Group]:
         return map(self._note, self.groups)
 
     def _note(self, group: Group) -> Group:
-        self.waiting[group.prompt.id] = group, {row.candidate.id for row in group.rows}
+        ids = tuple(row.candidate.id for row in group.rows)
+        self.waiting[group.prompt.id] = _Waiting(group.prompt, ids)
         return group
 
 
@@ -235,8 +260,10 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
     finally:
         progress.close()
         pools.partitions.close()
-    left = _chosen(job, pa.array(chosen, pa.string()))
-    sampled = sum(finish != Finish.REFERENCE for finish in left.column("finish").to_pylist())
+    sampled = 0
+    if chosen:
+        left = _chosen(job, pa.array(chosen, pa.string()))
+        sampled = sum(finish != Finish.REFERENCE for finish in left.column("finish").to_pylist())
     funnel = {"in": total, "out": len(chosen), "dropped": dict(dropped.most_common())}
     if not chosen or (job["must_sample"] and not sampled):
         lost = ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common())

@@ -34,7 +34,12 @@ LEVELS = [
 ]
 """From the top down. A file imports from its own level or a lower one, never from a higher."""
 
-WITHIN = {("rundir", "rows"), ("prompts", "components"), ("groups", "rows")}
+WITHIN = {
+    ("rundir", "rows"),
+    ("prompts", "components"),
+    ("groups", "rows"),
+    ("workers", "process"),
+}
 """Imports within the level of helpers, so that none of them goes round in a circle."""
 
 LEAVES = ("stages", "samplers", "scorers", "selectors")

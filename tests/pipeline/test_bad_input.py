@@ -1,5 +1,7 @@
 """What goes wrong for real users: one clear message with the fix, and nothing is lost."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rft import rows, rundir
+from rft.types import Prompt, ScoreRow
 from tests.pipeline.conftest import (
     ROOT,
     SIGKILL,
@@ -155,3 +158,103 @@ def test_small_settings_are_real() -> None:
     from rft import loader
 
     loader.load(ROOT / "configs/quickstart.yaml", SMALL)
+
+
+SCORER = """
+import time
+from rft.types import Score, Verdict
+
+def mine(prompt, candidate):
+    what = prompt.question.split()[0]
+    if what == "raise":
+        raise KeyError("no such unit")
+    if what == "hang":
+        time.sleep(1000)
+    if what == "type":
+        return True
+    if what == "verdict":
+        return Score("right")
+    return Score(Verdict.CORRECT)
+"""
+
+
+def solved(tmp_path: Path, *questions: str) -> list[str]:
+    """Settings for data of these questions, each with its solution, and the scorer above."""
+    (tmp_path / "scorer.py").write_text(SCORER)
+    lines = [
+        json.dumps({"question": q, "answer": "2", "solution": "1 + 1 = 2\n#### 2"})
+        for q in questions
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    return [
+        f"prompts.args.train={tmp_path}/data.jsonl",
+        f"score=[{{use: {tmp_path}/scorer.py:mine}}]",
+    ]
+
+
+WORDS = {
+    "raise": "KeyError: 'no such unit'",
+    "type": "mine returned True, not a Score",
+    "verdict": "not a Score",
+}
+
+
+def test_a_scorer_that_raises_hangs_or_returns_something_else_invents_no_verdict(
+    tmp_path: Path,
+) -> None:
+    settings = solved(tmp_path, "fine", "hang", *WORDS)
+    done = rft(*command("score", tmp_path / "runs", *ONLY_REFERENCE, *settings))
+    assert done.returncode == 0, done.stderr
+    assert "2 unknown" not in done.stderr and "4 unknown" in done.stderr
+    run = tmp_path / "runs/quickstart"
+    (folder,) = (p.resolve() for p in run.glob("sft/seed0/3_score_reference"))
+    prompts = {p.id: p for p in rows.read(run / "sft/seed0/1_prompts/train", Prompt)}
+    got = {prompts[row.prompt_id].question: row for row in rows.read(folder, ScoreRow)}
+    assert {q: str(row.verdict) for q, row in got.items()} == {
+        "fine": "correct",
+        **dict.fromkeys(["hang", *WORDS], "unknown"),
+    }
+    assert {q: row.reason for q, row in got.items()} == {
+        "fine": None,
+        "hang": "timeout",
+        **dict.fromkeys(WORDS, "error"),
+    }
+    for question, words in WORDS.items():
+        assert words in (got[question].extracted or "")
+
+
+def test_check_shows_what_a_scorer_raises_once_for_each_solution(tmp_path: Path) -> None:
+    settings = solved(tmp_path, "fine", *WORDS)
+    done = rft(*command("check", tmp_path / "runs", *ONLY_REFERENCE, *settings))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    told = " ".join(done.stdout.split())
+    counts = re.search(r"scorer\.py:mine: (\d+) of (\d+) gold solutions are correct", told)
+    assert counts and int(counts[2]) - int(counts[1]) == 3, told
+    for question, words in WORDS.items():
+        assert told.count(words) == (2 if question == "verdict" else 1), told
+        assert f"question: {question}" in told
+    assert "unknown (error)" in told
+
+
+def test_a_gold_answer_that_cannot_be_read_stops_the_check(tmp_path: Path) -> None:
+    settings = solved(tmp_path, "fine")
+    with open(tmp_path / "data.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"question": "How long is the side?", "answer": "\\frac{1}{"}))
+    done = rft(*command("check", tmp_path / "runs", *ONLY_REFERENCE, settings[0], "score=[math]"))
+    fails(done, "score")
+    done = rft(
+        *command("check", tmp_path / "runs", *ONLY_REFERENCE, settings[0], "score=[{use: math}]")
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    told = " ".join(done.stdout.split())
+    assert "1 gold answers cannot be read" in told
+    assert "unknown (bad_gold)" in told and "question: How long is the side?" in told
+
+
+def test_half_a_surrogate_pair_in_the_data(tmp_path: Path) -> None:
+    settings = solved(tmp_path, "fine")
+    with open(tmp_path / "data.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"question": "half \ud83d", "answer": "1", "solution": "1"}))
+    for verb in ("check", "score"):
+        done = rft(*command(verb, tmp_path / "runs", *ONLY_REFERENCE, *settings))
+        fails(done, "data.jsonl:2")

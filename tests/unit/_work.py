@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,10 @@ def work(item: Any) -> Any:
         time.sleep(value)
     if what == "pid":
         return os.getpid()
+    if what == "large":
+        return bytes(value << 20)
+    if what == "die later":
+        threading.Thread(target=lambda: (time.sleep(value), os._exit(1)), daemon=True).start()
     return value
 
 

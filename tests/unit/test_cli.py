@@ -1,6 +1,8 @@
 """The command line: help with examples, exit codes, and imports that stay cheap."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +143,79 @@ def test_check_shows_gold_solutions_that_come_out_wrong(
     told = " ".join(capsys.readouterr().out.split())
     assert "0 of 1 gold solutions are correct" in told
     assert "wrong: read '3', gold '2' question: 1 + 1?" in told
+
+
+SAYS = """
+from rft.types import Score, Verdict
+
+def unsure(prompt, candidate):
+    return Score(Verdict.UNKNOWN, "unsure")
+
+class whole:
+    whole_prompts = True
+
+    def score(self, groups):
+        raise AssertionError("a check asks no stream scorer")
+"""
+
+
+@pytest.mark.parametrize(
+    "combine, code",
+    [
+        ("{rule: all}", 1),
+        ("{rule: first}", 0),
+        ("{rule: any}", 0),
+        ("{rule: weighted, weights: [1, 1, 6], threshold: 0.5}", 0),
+        ("{rule: weighted, weights: [1, 2, 1], threshold: 0.7}", 1),
+    ],
+)
+def test_check_judges_solutions_by_the_rule_of_the_arm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], combine: str, code: int
+) -> None:
+    """And of a scorer that isn't tried the weight does not count."""
+    file = experiment(tmp_path)
+    (tmp_path / "says.py").write_text(SAYS)
+    scorers = "[{use: ./says.py:unsure}, {use: answer}, {use: ./says.py:whole}]"
+    file.write_text(f"{file.read_text()}score: {scorers}\ncombine: {combine}\n")
+    assert cli.main(["check", str(file), f"runs={tmp_path}/runs"]) == code
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"{1 - code} of 1 gold solutions are correct" in told
+    assert "says.py:whole: not tried here" in told
+
+
+def test_check_without_answers_or_solutions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = experiment(tmp_path)
+    (tmp_path / "train.jsonl").write_text('{"question": "Why?"}\n')
+    sampled = "arms: {rft: {sample: {policy: base}}}\ncompare: {baseline: rft}\n"
+    file.write_text(file.read_text() + sampled)
+    assert cli.main(["check", str(file), f"runs={tmp_path}/runs"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "no solution to try the scorer answer on" in told
+    file.write_text(file.read_text() + "score: [{use: consensus}]\n")
+    assert cli.main(["check", str(file), f"runs={tmp_path}/runs"]) == 0
+    assert "consensus: not tried here" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_check_runs_the_tests_of_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = experiment(tmp_path)
+    problems = [
+        {
+            "question": "Double x.",
+            "tests": "assert f(2) == 4",
+            "solution": "def f(x): return 2 * x",
+        },
+        {"question": "Halve x.", "tests": "assert f(2) == 1", "solution": "def f(x): return 2 * x"},
+        {"question": "Untested.", "tests": "assert f(2) == 1"},
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    file.write_text(file.read_text() + "score: [{use: code}]\n")
+    assert cli.main(["check", str(file), f"runs={tmp_path}/runs"]) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "code: 1 of 2 gold solutions are correct" in told, told
+    assert "question: Halve x." in told and "Untested" not in told
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,9 @@ def test_docs_have_the_same_tables() -> None:
         ([3, 1], 0.8, "CW", "W"),
         ([3, 1], 0.8, "CU", "U"),
         ([0.1, 0.2, 0.7], 0.3, "CCW", "C"),
+        (None, 0, "WW", "W"),
+        (None, 0, "WU", "U"),
+        (None, 0, "WC", "C"),
     ],
 )
 def test_weighted(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from rft.scorers._equal import compare, exact, key, same
 from rft.scorers._extract import final_answer, guess
 from rft.scorers._math_verify import is_safe
+from rft.scorers.answer import answer
 from rft.scorers.math import math
 from rft.types import Candidate, Finish, Prompt, Score, Verdict
 from tests.tables.math import DIFFER, OTHER, QUESTION, SAME, TEXTS
@@ -85,13 +87,69 @@ def test_rounded_answers_count_if_asked_for() -> None:
     assert score(r"\boxed{0.333334}", "1/3", decimals=2).verdict is Verdict.WRONG
 
 
-def test_a_unit_that_the_question_does_not_measure_in() -> None:
-    question = "How many miles from home is he after 4 hours in $3 traffic?"
-    assert score(r"\boxed{45 \text{ km}}", "45", question).reason == "units"
-    assert score(r"\boxed{45 \text{ miles}}", "45", question).verdict is Verdict.CORRECT
-    assert score(r"\boxed{45 \text{ minutes}}", "45", question).reason == "units"
-    assert score(r"\boxed{45 \text{ kg}}", "45", question).verdict is Verdict.CORRECT
-    assert score(r"\boxed{45 \text{ km}}", "45", "How far is it?").verdict is Verdict.CORRECT
+MILES = "How many miles from home is he after 4 hours in $3 traffic?"
+DEGREES = "It was 20 degrees Celsius in the second week. How warm is it?"
+RENT = "A tenant paid \\$9 and 40 cents. How many cents is that?"
+
+
+@pytest.mark.parametrize(
+    "question, text, is_asked",
+    [
+        (MILES, r"\boxed{45 \text{ miles}}", True),
+        (MILES, r"\boxed{45 \text{ km}}", False),
+        (MILES, r"$\boxed{45}$ km", False),
+        (MILES, r"\boxed{45 \text{ minutes}}", False),
+        (MILES, r"\boxed{45 \text{ kg}}", True),  # no other mass is named
+        (MILES, r"\boxed{45\%}", False),
+        (MILES, "#### 45 mi", True),
+        (MILES, "#### 45 km", False),
+        (MILES, "#### 45\n\nQuestion: How far are 45 km?", True),
+        (MILES, "The answer is 45 kilometers.", False),
+        (MILES, "He is **45** feet away", False),
+        (MILES, "He is 45 miles away", True),
+        ("How far is it?", r"\boxed{45 \text{ km}}", True),
+        ("At 40 mph, how far is it?", r"\boxed{45 \text{ km}}", False),
+        ("At 40 mph, how fast is it?", r"\boxed{45 \text{ km/h}}", False),
+        ("At 40 mph, how fast is it?", r"\boxed{45 \text{ miles per hour}}", True),
+        ("At 40 mph, how fast is it?", r"\boxed{45 \text{ mi/s}}", False),
+        ("In 3 hours, how many minutes are there?", "#### 45 hours", False),
+        ("In 3 hours, how many minutes are there?", "#### 45 minutes", True),
+        ("He works 3 hours and 2 minutes. How long is that?", "#### 45 minutes", True),
+        ("Find the number of minutes in the trip of 1 week.", "#### 45 minutes", True),
+        ("Her second song has 5 minutes. How long is the album?", "#### 45 seconds", False),
+        ("If $m$ is 9, what is the area in square inches?", r"\boxed{45 \text{ in}^2}", True),
+        ("If $m$ is 9, what is the area in square inches?", r"\boxed{45 \text{ ft}^2}", False),
+        ("If $m$ is 9, what is the area?", r"\boxed{45 \text{ ft}^2}", True),
+        ("[asy] dot(1pt); [/asy] How much tea is left?", "#### 45 gallons", True),
+        ("It has 8 pints. How much tea is left?", "#### 45 gallons", False),
+        ("Find the angle in radians.", r"\boxed{45^\circ}", False),
+        (r"If $x = 9^\circ$, find the angle.", r"\boxed{45 \text{ radians}}", False),
+        (r"If $x = 9^\circ$, find the angle.", r"\boxed{45^\circ}", True),
+        (DEGREES, r"\boxed{45^\circ \text{F}}", False),
+        (DEGREES, r"\boxed{45 \text{ degrees Celsius}}", True),
+        (DEGREES, r"\boxed{45^\circ}", True),
+        (RENT, r"\boxed{45 \text{ cents}}", True),
+        (RENT, r"\boxed{\$45}", False),
+        ("What percent is it of 20%?", r"\boxed{45\%}", True),
+        ("How many percent are they of 20?", r"\boxed{45\%}", True),
+        ("?", r"\boxed{45\%}", True),
+    ],
+)
+def test_a_unit_must_be_the_one_that_the_question_asks_for(
+    question: str, text: str, is_asked: bool
+) -> None:
+    for scorer in (math, answer()):
+        got = scorer(Prompt("p", question, "45"), Candidate("c", "p", 0, text, (), (), Finish.STOP))
+        if is_asked:
+            assert got.verdict is Verdict.CORRECT, got
+        else:
+            assert (got.verdict, got.reason) == (Verdict.UNKNOWN, "units"), got
+
+
+def test_a_gold_answer_with_a_unit_decides_alone() -> None:
+    assert score(r"\boxed{45 \text{ km}}", r"45 \text{ km}", MILES).verdict is Verdict.CORRECT
+    assert score(r"\boxed{45 \text{ miles}}", r"45 \text{ km}", MILES).reason == "units"
+    assert score(r"\boxed{46 \text{ km}}", "45", MILES).verdict is Verdict.WRONG
 
 
 def test_marker_and_fallback() -> None:
@@ -319,6 +377,43 @@ def test_every_gsm8k_solution_is_right_and_no_other_number_is() -> None:
         assert score(row["answer"], other, row["question"]).verdict is Verdict.WRONG, row
         boxed = f"{body}So it is $\\boxed{{{gold}}}$."
         assert score(boxed, gold, row["question"]).verdict is Verdict.CORRECT, row
+
+
+OTHER_UNIT = {
+    "minutes": "hours",
+    "hours": "minutes",
+    "seconds": "minutes",
+    "days": "weeks",
+    "weeks": "days",
+    "months": "years",
+    "years": "months",
+    "miles": "km",
+    "meters": "cm",
+    "feet": "inches",
+    "inches": "feet",
+    "pounds": "ounces",
+    "ounces": "pounds",
+    "dollars": "cents",
+    "cents": "dollars",
+    "liters": "ml",
+    "gallons": "liters",
+}
+
+
+def test_every_gsm8k_answer_is_right_in_the_unit_asked_for_and_in_no_other() -> None:
+    asked = re.compile(rf"how many ({'|'.join(OTHER_UNIT)})\b[^.?]*\?$")
+    count = 0
+    for row in rows("gsm8k/train.jsonl") + rows("gsm8k/test.jsonl"):
+        if (match := asked.search(row["question"].strip().lower())) is None:
+            continue
+        count += 1
+        gold, unit = row["answer"].rpartition("#### ")[2], match[1]
+        for form in ("\\boxed{%s \\text{ %s}}", "The answer is %s %s.", "So it takes %s %s in all"):
+            got = score(form % (gold, unit), gold, row["question"])
+            assert got.verdict is Verdict.CORRECT, (row, form)
+            got = score(form % (gold, OTHER_UNIT[unit]), gold, row["question"])
+            assert got.reason == "units", (row, form)
+    assert count > 800
 
 
 def test_no_math_answer_is_taken_for_another() -> None:

@@ -8,7 +8,7 @@ only costs a row: that rate has a bound.
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,38 +18,42 @@ from rft import components
 from rft.config import Component
 from rft.stats import wilson
 from rft.types import Candidate, Finish, Prompt, Score, Verdict
+from tests.tables import fresh_pairs
 from tests.tables.pairs import CORRECT, GROUPS, OPEN, PAIRS, WRONG, Pair
 
 DATA = Path(os.environ.get("RFT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 Judge = Callable[[Prompt, Candidate], Score]
 
-_UNIT = "units are not compared where the gold answer has none"
-_RANGE = "the last number of a text without a marked answer"
-KNOWN = {
-    "math": {
-        "It was $\\boxed{-3^\\circ \\text{F}}$.": _UNIT,
-        "Thus he is \\boxed{45 \\text{ km}} from home.": _UNIT,
-        "It takes 160 hours.": _UNIT,
-        "He runs \\boxed{540 \\text{ km}} a week.": _UNIT,
-        "It takes between 12 and 13 years.": _RANGE,
-    },
-    "answer": {
-        "It was $\\boxed{-3^\\circ \\text{F}}$.": _UNIT,
-        "Thus he is \\boxed{45 \\text{ km}} from home.": _UNIT,
-        "It takes 160 hours.": _UNIT,
-        "He runs \\boxed{540 \\text{ km}} a week.": _UNIT,
-        "The increase is $\\boxed{44 \\text{ in}^2}$.": _UNIT,
-        "The largest angle has $\\boxed{108 \\text{ radians}}$.": _UNIT,
-        "The expected winnings are $\\boxed{-\\frac{1}{2}\\%}$.": "a percent sign is a unit",
-        "It takes between 12 and 13 years.": _RANGE,
-        "The answer is 18 or 26, depending on whether the muffins count.": "the first of two numbers",
-    },
+_UNIT = "the unit of the gold answer is in no question (the table has their first sentences only)"
+_TRUNCATED = {
+    "It takes 160 hours.": _UNIT,
+    "He runs \\boxed{540 \\text{ km}} a week.": _UNIT,
 }
+KNOWN = {"math": _TRUNCATED, "answer": _TRUNCATED}
 """Wrong answers that a scorer calls correct, and why."""
-MOST = {"math": (0.015, 0.0, 0.04), "answer": (0.025, 0.01, 0.06)}
+MOST = {"math": (0.006, 0.0, 0.04), "answer": (0.01, 0.01, 0.06)}
 """Highest rates of false accepts, of right answers called wrong, and of right answers called unknown:
 as measured, rounded up."""
+
+_CENT = {
+    "Becky paid 900 - 1 = 899 cents, and Kelly 1000 - 100 = 900 cents. "
+    "Kelly paid 1 cent more than Becky.": "the question names dollars and cents and asks for neither"
+}
+FRESH_KNOWN = {
+    "math": {
+        **_CENT,
+        "$x = \\boxed{575\\%}$ of last year's enrollment.": "a percent sign against a counted noun",
+    },
+    "answer": _CENT,
+}
+"""The same for the second table."""
+FRESH_MOST = {"math": (0.008, 0.0, 0.095), "answer": (0.009, 0.0, 0.108)}
+"""No scorer had seen that table in its first run, and no verdict was changed after it: math had 7 false
+accepts of 271, 1 right answer of 246 wrong and 24 unknown; answer 7 of 116, 0 and 12 of 112; math-verify
+alone 17 of 271, 29 and 5 of 246. Since then units were compared with those of the question, and two
+forms of numbers in a base read, so the rates here, 2, 0 and 23, and 1, 0 and 12, are as kind as those
+of `MOST`."""
 
 
 @dataclass
@@ -66,9 +70,9 @@ class Outcome:
     open_accepted: list[Pair] = field(default_factory=list)
 
 
-def judged(judge: Judge, scorer: str) -> Outcome:
+def judged(judge: Judge, scorer: str, pairs: Sequence[Pair] = PAIRS) -> Outcome:
     outcome = Outcome()
-    for pair in PAIRS:
+    for pair in pairs:
         if scorer not in pair.scorers:
             continue
         outcome.counts[pair.verdict] += 1
@@ -121,6 +125,38 @@ def test_table_is_large_balanced_and_without_doubles() -> None:
     assert len({(p.question, p.text) for p in PAIRS}) == len(PAIRS)
 
 
+def test_fresh_table_is_large_balanced_and_new() -> None:
+    fresh = fresh_pairs.PAIRS
+    verdicts = Counter(p.verdict for p in fresh)
+    assert len(fresh) >= 500
+    assert 0.45 <= verdicts[WRONG] / len(fresh) <= 0.55
+    assert 0.4 <= verdicts[CORRECT] / len(fresh) <= 0.5
+    assert len({(p.question, p.text) for p in fresh}) == len(fresh)
+    assert not [
+        (new.question, old.question)
+        for new in fresh_pairs.GROUPS
+        for old in GROUPS
+        if " ".join(new.question.split()).startswith(" ".join(old.question.split()))
+    ]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data sets in {DATA}")
+def test_fresh_questions_are_whole_and_of_every_kind_and_level() -> None:
+    kinds: dict[str, tuple[str, str]] = {}
+    for line in (DATA / "math" / "test.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        kinds[" ".join(row["problem"].split())] = row["type"], row["level"]
+    found = {kinds[g.question] for g in fresh_pairs.GROUPS if g.source == "math"}
+    assert len({kind for kind, _ in found}) == 7
+    assert len({level for _, level in found}) == 5
+    assert len(found) >= 30
+    asked = {
+        " ".join(json.loads(line)["question"].split())
+        for line in (DATA / "gsm8k" / "test.jsonl").read_text().splitlines()
+    }
+    assert {g.question for g in fresh_pairs.GROUPS if g.source == "gsm8k"} <= asked
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no data sets in {DATA}")
 def test_golds_are_those_of_the_data_sets() -> None:
     def plain(text: str) -> str:
@@ -133,7 +169,7 @@ def test_golds_are_those_of_the_data_sets() -> None:
     for line in (DATA / "math" / "test.jsonl").read_text().splitlines():
         row = json.loads(line)
         questions["math"][plain(row["problem"])] = row["solution"]
-    for group in GROUPS:
+    for group in (*GROUPS, *fresh_pairs.GROUPS):
         if group.source == "made":
             continue
         asked = questions[group.source]
@@ -143,12 +179,13 @@ def test_golds_are_those_of_the_data_sets() -> None:
         assert (gold == found[0]) if group.source == "gsm8k" else (gold in found[0]), group.question
 
 
-def scorer(name: str) -> Judge:
+def scorer(name: str, pairs: Sequence[Pair] = PAIRS) -> Judge:
     """The scorer as a user would set it for each kind of answer."""
-    kinds = sorted({p.kind for p in PAIRS})
+    pairs = [p for p in pairs if name in p.scorers]
+    kinds = sorted({p.kind for p in pairs})
     args = {k: {"kind": k} if name == "answer" else {} for k in kinds}
     made = {k: components.make("scorers", Component(use=name, args=args[k])) for k in kinds}
-    kind_of = {(p.question, p.gold): p.kind for p in PAIRS}
+    kind_of = {(p.question, p.gold): p.kind for p in pairs}
 
     def judge(prompt: Prompt, candidate: Candidate) -> Score:
         assert prompt.answer is not None
@@ -160,12 +197,23 @@ def scorer(name: str) -> Judge:
 
 @pytest.mark.parametrize("name", ["math", "answer"])
 def test_rates(name: str) -> None:
-    outcome = judged(scorer(name), name)
+    check_rates(name, PAIRS, KNOWN[name], MOST[name])
+
+
+@pytest.mark.parametrize("name", ["math", "answer"])
+def test_rates_on_the_fresh_table(name: str) -> None:
+    check_rates(name, fresh_pairs.PAIRS, FRESH_KNOWN[name], FRESH_MOST[name])
+
+
+def check_rates(
+    name: str, pairs: Sequence[Pair], known: dict[str, str], most: tuple[float, float, float]
+) -> None:
+    outcome = judged(scorer(name, pairs), name, pairs)
     told = report(name, outcome)
     print(told)
-    new = [p.text for p in outcome.accepted if p.text not in KNOWN[name]]
+    new = [p.text for p in outcome.accepted if p.text not in known]
     assert not new, told
-    accepts, rejects, missed = MOST[name]
+    accepts, rejects, missed = most
     right, wrong = outcome.counts[CORRECT], outcome.counts[WRONG]
     assert len(outcome.accepted) <= accepts * wrong, told
     assert len(outcome.rejected) <= rejects * right, told
@@ -180,6 +228,21 @@ def test_math_errs_less_than_math_verify_alone() -> None:
     assert len(ours.missed) < len(theirs.missed)
 
 
-def test_known_accepts_are_in_the_table() -> None:
-    texts = {p.text for p in PAIRS if p.verdict == WRONG}
-    assert {text for known in KNOWN.values() for text in known} <= texts
+def test_math_errs_less_than_math_verify_alone_on_the_fresh_table() -> None:
+    """It says unknown more often, which is its choice: see `MOST`."""
+    fresh = fresh_pairs.PAIRS
+    ours = judged(scorer("math", fresh), "math", fresh)
+    theirs = judged(math_verify_alone, "math", fresh)
+    print(report("math-verify alone", theirs))
+    assert len(ours.accepted) < len(theirs.accepted)
+    assert len(ours.rejected) < len(theirs.rejected)
+
+
+@pytest.mark.parametrize(
+    "table, known", [(PAIRS, KNOWN), (fresh_pairs.PAIRS, FRESH_KNOWN)], ids=["pairs", "fresh"]
+)
+def test_known_accepts_are_in_the_table(
+    table: tuple[Pair, ...], known: dict[str, dict[str, str]]
+) -> None:
+    texts = {p.text for p in table if p.verdict == WRONG}
+    assert {text for names in known.values() for text in names} <= texts

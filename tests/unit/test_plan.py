@@ -430,6 +430,25 @@ def test_files_in_arguments_count_by_what_they_hold(bench: Bench) -> None:
     assert "score" in changed(first, plan("a", "two"))
 
 
+def test_folders_in_arguments_count_by_all_their_files(bench: Bench) -> None:
+    """A reward model, or a folder of lists; below it too."""
+    (bench.folder / "mine.py").write_text(SCORER + "def listed(p, c, *, words): ...\n")
+    for name in [name for name in sys.modules if name.startswith("rft_user_mine")]:
+        del sys.modules[name]
+
+    def plan(folder: str, name: str, text: str) -> Plan:
+        path = bench.folder / folder / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
+        score = [{"use": "./mine.py:listed", "args": {"words": f"./{folder}"}}]
+        return bench.plan(score=score, sample=BASE_ONLY)
+
+    for i, name in enumerate(("config.json", "list.csv", "1_Pooling/config.json")):
+        first = plan(f"a{i}", name, "one")
+        assert changed(first, plan(f"b{i}", name, "one")) == set()
+        assert "score" in changed(first, plan(f"a{i}", name, "two")), name
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
@@ -451,3 +470,29 @@ def test_change_to_an_old_run_is_named_and_refused(bench: Bench, text: str, word
     # What only reads a changed stage is not named again.
     assert "6_eval" not in str(fault.value)
     runner._refuse_changes(bench.plan(text, **body), update=True)
+
+
+def test_held_out_answers_may_have_other_scorers(bench: Bench) -> None:
+    """A filter by a reward model's value calls nothing correct."""
+    plain = bench.plan()
+    other = bench.plan(eval={"score": [{"use": "math"}]})
+    assert changed(plain, other) == {"eval_score", "eval"}
+    jobs = {name: node.job for name, node in links(other, "rft").items()}
+    assert [s["use"] for s in jobs["6_eval_score"]["scorers"]] == ["math"]
+    assert [s["use"] for s in jobs["3_score"]["scorers"]] == ["answer"]
+    with pytest.raises(ConfigError, match=r"eval\.score\.0\.use: there is no 'maths'"):
+        bench.plan(eval={"score": [{"use": "maths"}]})
+
+
+def test_rule_and_tests_and_models_count(bench: Bench) -> None:
+    two = [{"use": "answer"}, {"use": "math"}]
+    scores = {"score", "select", "train", "eval_sample", "eval_score", "eval"}
+    before = bench.plan(score=two)
+    assert "score" in changed(before, bench.plan(score=two, combine={"rule": "any"}))
+    # One scorer needs no rule.
+    assert not changed(bench.plan(), bench.plan(combine={"rule": "any"}))
+    before = bench.plan()
+    bench.data(train=[{**q(i), "tests": "assert f(1)"} for i in range(4)])
+    assert scores <= changed(before, bench.plan()) | {"sample"}
+    with pytest.raises(ConfigError, match=r"write combine: \{rule: first\}"):
+        bench.plan(combine="first")

@@ -103,6 +103,18 @@ def test_torn_part_is_set_aside_and_its_rows_are_owed_again(tmp_path: Path, keep
     assert rows.write_part(tmp_path, [choice(1)], ChoiceRow) == tmp_path / "part-00004.parquet"
 
 
+def test_parts_that_are_known_are_not_looked_at_again(tmp_path: Path) -> None:
+    """Beside a long sample stage there are thousands of them, looked for twice a second."""
+    for i in range(2):
+        rows.write_part(tmp_path, [choice(i)], ChoiceRow)
+    known = set(rows.parts(tmp_path))
+    for path in known:
+        path.write_bytes(b"")
+    new = rows.write_part(tmp_path, [choice(2)], ChoiceRow)
+    assert rows.parts(tmp_path, known) == [new]
+    assert all(path.exists() for path in known)
+
+
 def test_flipped_bit_is_never_read_as_a_row(tmp_path: Path) -> None:
     """Any bit of the pages, size unchanged: the same rows, or one error and the part set aside."""
     asked = [Prompt(f"p{i}", f"{i} + {i}?", str(2 * i)) for i in range(50)]

@@ -35,9 +35,18 @@ def odd(prompt, candidate):
         return Score(Verdict.CORRECT, None, 5)
     if what == "raise":
         raise KeyError("Body")
+    if what == "reason":
+        return Score(Verdict.CORRECT, 5)
+    if what == "huge":
+        return Score(Verdict.CORRECT, None, None, 10**400)
     if what == "exit":
         os._exit(1)
     return Score(Verdict.WRONG)
+
+def half_a_character(prompt, candidate):
+    if candidate.text == "raise":
+        raise ValueError("\\ud800")
+    return Score(Verdict.CORRECT, "as:\\udfff", "x\\ud800y", True)
 
 def says(prompt, candidate, *, verdict):
     return Score(Verdict(verdict), verdict)
@@ -103,12 +112,33 @@ def test_hanging_scorer_is_a_timeout_and_the_rest_is_fine(
 
 
 def test_faulty_scorer_costs_only_its_verdicts(mine: str) -> None:
-    texts = ["bool", "word", "number", "raise", "exit", "fine"]
-    got = judge(texts, [{"use": f"{mine}:odd", "args": {}}])
-    assert [row.verdict for row in got] == ["unknown"] * 5 + ["wrong"]
-    assert [row.reason for row in got] == ["error"] * 4 + ["crashed", None]
-    for row, word in zip(got, ["returned True", "right", "extracted is 5", "KeyError: 'Body'"]):
+    words = {
+        "bool": "returned True",
+        "word": "right",
+        "number": "extracted is 5",
+        "raise": "KeyError: 'Body'",
+        "reason": "reason is 5",
+        "huge": "value is 1000",
+    }
+    got = judge([*words, "exit", "fine"], [{"use": f"{mine}:odd", "args": {}}])
+    assert [row.verdict for row in got] == ["unknown"] * 7 + ["wrong"]
+    assert [row.reason for row in got] == ["error"] * 6 + ["crashed", None]
+    for row, word in zip(got, words.values()):
         assert row.extracted and word in row.extracted
+
+
+def test_text_that_is_no_unicode_is_written_as_far_as_it_is(mine: str) -> None:
+    """Half of a surrogate pair, as JSON's escapes make it, can't be put into a file."""
+    spec = {"use": f"{mine}:half_a_character", "args": {}}
+    fine, raised = judge(["fine", "raise"], [spec])
+    assert (fine.verdict, fine.reason, fine.extracted, fine.value) == ("correct", "as:?", "x?y", 1)
+    assert (raised.verdict, raised.reason, raised.extracted) == (
+        "unknown",
+        "error",
+        "ValueError: ?",
+    )
+    both = judge(["fine"], [spec, spec])[0]
+    assert both.extracted == "x?y"
 
 
 def test_wrong_arguments_stop_the_stage() -> None:
@@ -225,6 +255,36 @@ class batched:
             if c.id != self.lose:
                 yield c.id, Score(Verdict(self.kind), "said", None, len(c.text) / 2)
 
+class fails:
+    whole_prompts = False
+
+    def __init__(self, *, after: int):
+        self.after = after
+
+    def score(self, groups):
+        from rft.types import RftError
+
+        for prompt, candidates in groups:
+            for c in candidates:
+                if not self.after:
+                    raise RftError("the server is gone")
+                self.after -= 1
+                yield c.id, Score(Verdict.CORRECT)
+
+class looks:
+    # Says of all at its end how many rows the stage has been given to write.
+
+    whole_prompts = False
+
+    def score(self, groups):
+        import gc
+        from rft.rows import Writer
+
+        held = [c for _, candidates in groups for c in candidates]
+        count = sum(w._count for w in gc.get_objects() if isinstance(w, Writer))
+        for c in held:
+            yield c.id, Score(Verdict.CORRECT, None, f"held {count}")
+
 class whole:
     whole_prompts = True
 
@@ -300,6 +360,56 @@ def test_whole_prompts_come_at_once_and_without_the_truncated(tmp_path: Path, st
     }
 
 
+def test_whole_prompts_of_no_candidates_or_of_truncated_ones_only(
+    tmp_path: Path, streams: str
+) -> None:
+    one = job(tmp_path)
+    one["scorers"] = [{"use": f"{streams}:whole", "args": {}}]
+    one["sample"] = str(tmp_path / "empty")
+    assert stage_rows(one) == {}
+    cut = [Candidate(f"c{i}", "p0", i, "", (), (), Finish.LENGTH) for i in range(2)]
+    rows.write_part(tmp_path / "cut", cut, Candidate)
+    (tmp_path / "score2").mkdir()
+    one |= {"sample": str(tmp_path / "cut"), "folder": str(tmp_path / "score2")}
+    assert {r.reason for r in stage_rows(one).values()} == {"truncated"}
+
+
+@pytest.mark.parametrize("kind", ["batched", "whole"])
+def test_a_prompt_in_pieces_by_the_size_of_chunks(
+    tmp_path: Path, streams: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = job(tmp_path)
+    made = [Candidate(f"d{i}", f"p{i % 2}", i, "", (), (), Finish.STOP) for i in range(40)]
+    rows.write_part(tmp_path / "sample", made, Candidate)
+    one["scorers"] = [{"use": f"{streams}:{kind}", "args": {}}]
+    monkeypatch.setattr(scoring.Pace, "rows", lambda self: 3)
+    got = stage_rows(one)
+    assert len(got) == 46
+    if kind == "whole":
+        assert {len((r.extracted or "").split(",")) for r in got.values() if r.extracted} == {
+            22,
+            21,
+            2,
+        }
+
+
+def test_a_stream_scorer_that_stops_in_the_middle_keeps_what_it_said(
+    tmp_path: Path, streams: str
+) -> None:
+    one = job(tmp_path)
+    one["scorers"] = [{"use": f"{streams}:fails", "args": {"after": 2}}]
+    with pytest.raises(RftError, match="the server is gone"):
+        score.run([one])
+    kept = {row.id: row for row in rows.read(tmp_path / "score", ScoreRow)}
+    assert {str(r.verdict) for i, r in kept.items() if i != "c4"} == {"correct"}
+    assert len(kept) == 3  # two, and the truncated one
+    one["scorers"] = [{"use": f"{streams}:fails", "args": {"after": 100}}]
+    got = stage_rows(one)
+    assert len(got) == 6 and {i: got[i] for i in kept} == kept
+    written = [i for p in rows.parts(tmp_path / "score") for i in ids_of(p)]
+    assert len(written) == 6
+
+
 def test_whole_prompts_after_a_kill(tmp_path: Path, streams: str) -> None:
     """A prompt of which some verdicts were written is looked at as a whole again."""
     one = job(tmp_path)
@@ -322,6 +432,39 @@ def test_a_stream_scorer_that_loses_or_makes_up_a_candidate(tmp_path: Path, stre
     assert StageDir(tmp_path / "score").manifest() is None
     one["scorers"] = [{"use": f"{streams}:batched", "args": {}}]
     assert len(stage_rows(one)) == 6
+
+
+def test_what_is_settled_does_not_wait_for_a_scorer_that_is_not_asked(
+    tmp_path: Path, streams: str
+) -> None:
+    """A judge may be asked of one candidate in a thousand; the others are written meanwhile."""
+    one = job(tmp_path)
+    made = [Candidate(f"d{i}", "p1", i, "#### 1", (), (), Finish.STOP) for i in range(3000)]
+    rows.write_part(tmp_path / "sample", made, Candidate)
+    one["scorers"] = [*ANSWER, {"use": f"{streams}:looks", "args": {}}]
+    one["combine"] = {"rule": "first"}
+    got = stage_rows(one)
+    assert len(got) == 3006
+    # Of all but the two without a gold answer, before the scorer has said a word.
+    (told,) = {r.extracted for r in got.values() if r.extracted and r.extracted.startswith("held")}
+    assert told == "held 3004"
+
+
+@pytest.mark.parametrize("first", ["batched", "whole"])
+def test_what_is_settled_still_counts_for_a_later_scorer_of_whole_prompts(
+    tmp_path: Path, streams: str, mine: str, first: str
+) -> None:
+    one = job(tmp_path)
+    one["scorers"] = [
+        *ANSWER,
+        {"use": f"{streams}:{first}", "args": {}},
+        {"use": f"{streams}:whole", "args": {}},
+        {"use": f"{mine}:says", "args": {"verdict": "correct"}},
+    ]
+    got = stage_rows(one)
+    assert sorted(got) == [f"c{i}" for i in range(6)]
+    assert {i for i, r in got.items() if r.verdict is Verdict.CORRECT} == {"c1"}
+    assert {i for i, r in got.items() if r.verdict is Verdict.WRONG} == {"c2", "c5"}
 
 
 # Beside the sample stage --------------------------------------------------------------------------

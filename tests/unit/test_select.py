@@ -2,6 +2,7 @@
 
 import random as chance
 import time
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,33 @@ def test_order_that_a_selector_gives_rows_back_in_changes_nothing() -> None:
     assert after == reasons(cap(given, k=2))
 
 
+class Many:
+    """Groups made anew each time that they are gone through, as from disk: 60 MB of text."""
+
+    def __iter__(self) -> Iterator[Group]:
+        for p in range(1500):
+            yield from groups(*(row(f"p{p}.{i}", f"{p}.{i}" + "x" * 10_000) for i in range(4)))
+
+
+@pytest.mark.parametrize("before", [[], [correct]])
+def test_going_over_all_prompts_twice_holds_no_text(before: list[Any]) -> None:
+    tracemalloc.start()
+    try:
+        chain = [*before, lambda g: random(g, rows=100)]
+        kept = sum(choice.reason is None for choice in select.apply(chain, Many()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert kept == 100
+    assert peak < 10 << 20
+
+
+@pytest.mark.parametrize("wrong", ["a.0", None, ("a.0", None), (1, 2, 3)])
+def test_selector_that_yields_something_else(wrong: Any) -> None:
+    with pytest.raises(RftError, match=r"select\.0: .*yield \(row, reason\)"):
+        fates([lambda g: [wrong for group in g for _ in group.rows]], groups(row("a.0")))
+
+
 def test_selector_that_loses_or_repeats_or_makes_up_rows() -> None:
     given = groups(row("a.0"), row("a.1"))
     with pytest.raises(RftError, match=r"select\.1: 1 candidates vanished .* a\.1"):
@@ -277,6 +305,13 @@ def test_nothing_left_stops_the_run_with_the_reasons(tmp_path: Path) -> None:
     for word in ("select (rft, seed 0)", "no candidate of 3", "3 wrong", "Nothing was trained"):
         assert word in str(fault.value)
     assert StageDir(tmp_path / "select").manifest() is None
+
+
+def test_empty_pools(tmp_path: Path) -> None:
+    given = job(tmp_path, "wrong")
+    given["pools"] = [{"sample": str(tmp_path / "no"), "score": str(tmp_path / "none")}]
+    with pytest.raises(RftError, match="no candidate of 0 is left"):
+        select.run([given])
 
 
 def test_references_alone_are_not_taken_for_samples(tmp_path: Path) -> None:

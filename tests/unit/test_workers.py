@@ -1,6 +1,10 @@
 """Workers really hang, crash and run out of memory here, and every item has its one outcome."""
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +87,34 @@ def test_crashes_and_faults_are_each_their_own_items() -> None:
     assert [told["number", i] for i in range(3)] == [0, 1, 2]
 
 
+def test_a_worker_that_dies_between_two_chunks_blames_no_item() -> None:
+    """As by a thread that a library left running, or where memory ran out."""
+
+    def chunks() -> Iterator[Any]:
+        yield [("die later", 0.3)]
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            yield None
+        yield from cut(numbers(6), 3)
+
+    got = dict(each(workers.run(_work.make, (), chunks(), workers=1, timeout_s=5)))
+    assert got == {("die later", 0.3): 0.3} | {item: item[1] for item in numbers(6)}
+
+
+def test_a_worker_killed_while_it_sends_its_results() -> None:
+    """Results larger than the pipe, of which half have come while the consumer was busy."""
+    chunks = [[("number", 0)], [("die later", 0.5), ("large", 10)]]
+    got = []
+    for pair in each(workers.run(_work.make, (), chunks, workers=1, timeout_s=5)):
+        got.append(pair)
+        time.sleep(1)
+    assert got == [
+        (("number", 0), 0),
+        (("large", 10), Failure("crashed")),
+        (("die later", 0.5), 0.5),
+    ]
+
+
 def test_slow_items_together_may_take_longer_than_one_may() -> None:
     items = [("sleep", 0.3 + i / 1000) for i in range(5)]
     got = run(items, timeout_s=1.0, chunk=6)
@@ -159,6 +191,35 @@ def test_one_chunk_starts_one_worker(tmp_path: Path) -> None:
     log = tmp_path / "pids"
     run(numbers(3), "", str(log), workers=4)
     assert len(_work.pids(log)) == 1
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """Even one that hangs inside C, and so never looks at its pipe."""
+    log = tmp_path / "pids"
+    code = (
+        "from rft import workers\nfrom tests.unit import _work\n"
+        f"list(workers.run(_work.make, ('', {str(log)!r}), [[('power', 0)]], workers=1,"
+        " timeout_s=100))"
+    )
+    # As a file, since a spawned process imports the main module again.
+    (tmp_path / "main.py").write_text(f"if __name__ == '__main__':\n    exec({code!r})\n")
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], env=env)
+    try:
+        until = time.monotonic() + 30
+        while not (log.exists() and log.read_text()):
+            assert time.monotonic() < until and parent.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+    finally:
+        parent.kill()
+        parent.wait()
+    (pid,) = _work.pids(log)
+    try:
+        assert gone(pid)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_workers_end_with_the_consumer(tmp_path: Path) -> None:
