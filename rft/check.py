@@ -17,9 +17,6 @@ from rft.plan import Node, Plan
 from rft.scoring import score_all
 from rft.types import Candidate, Finish, Prompt, ScoreRow, Verdict, digest
 
-BAD_GOLD = "bad_gold"
-"""A scorer's reason where it cannot read the gold answer."""
-
 SHOWN = 5
 """Gold solutions shown that do not come out correct."""
 
@@ -29,26 +26,29 @@ def check(experiment: Experiment, path: str) -> int:
     console = Console(highlight=False, soft_wrap=True)
     plan = Plan(experiment)
     for arm in plan.arms.values():
-        for i, scorer in enumerate(arm.score):
-            components.make("scorers", scorer, f"score.{i}")
+        for split in ("train", "eval"):
+            setting, scorers, _ = arm.scorers(split)
+            for i, scorer in enumerate(scorers):
+                components.make("scorers", scorer, f"{setting}.{i}")
     console.print(f"{path}: settings, data and arguments are in order")
     fine = True
     judged: set[str] = set()
     for name, arm in plan.arms.items():
-        what = [
-            arm.prompts.model_dump(mode="json"),
-            [s.model_dump() for s in arm.score],
-            arm.combine.model_dump(),
-            arm.chat.solution,
-        ]
+        what = [arm.prompts.model_dump(mode="json"), arm.chat.solution]
         if digest(what) not in judged:
             judged.add(digest(what))
-            fine &= _gold(console, plan, name, arm)
+            _data(console, plan, name, arm)
+        for splits in [("train", "eval")] if arm.eval.score is None else [("train",), ("eval",)]:
+            _, scorers, rule = arm.scorers(splits[0])
+            tried = [*what, splits, [s.model_dump() for s in scorers], rule.model_dump()]
+            if digest(tried) not in judged:
+                judged.add(digest(tried))
+                fine &= _gold(console, plan, arm, splits)
     _print_plan(console, plan)
     return 0 if fine else 1
 
 
-def _gold(console: Console, plan: Plan, name: str, arm: Arm) -> bool:
+def _data(console: Console, plan: Plan, name: str, arm: Arm) -> None:
     got = plan.prompt_set(arm)
     answers = sum(p.answer is not None for p in got.train)
     solutions = sum(p.solution is not None for p in got.train)
@@ -61,15 +61,22 @@ def _gold(console: Console, plan: Plan, name: str, arm: Arm) -> bool:
         f"with a solution{lost}), {len(got.eval):,} held out{eval_lost}"
     )
 
-    plain = [s for s in arm.score if not components.is_stream(s.use)]
-    models = ", ".join(s.use for s in arm.score if s not in plain)
+
+def _gold(console: Console, plan: Plan, arm: Arm, splits: tuple[str, ...]) -> bool:
+    """What the scorers of these splits say of their gold solutions; whether all is well."""
+    got = plan.prompt_set(arm)
+    prompts = [p for split in splits for p in (got.train if split == "train" else got.eval)]
+    where = "" if len(splits) > 1 else f" ({splits[0]})"
+    _, given, rule = arm.scorers(splits[0])
+    plain = [s for s in given if not components.is_stream(s.use)]
+    models = ", ".join(s.use for s in given if s not in plain)
     if models:
         console.print(f"  {models}: not tried here, since a model or whole prompts are needed")
     if not plain:
         return True
 
     def pairs() -> Iterator[tuple[Prompt, Candidate]]:
-        for prompt in got.train + got.eval:
+        for prompt in prompts:
             text = prompt.solution or prompt.answer
             if text is not None and (prompt.answer or prompt.tests):
                 solution = arm.chat.solution.replace("{solution}", text)
@@ -78,24 +85,23 @@ def _gold(console: Console, plan: Plan, name: str, arm: Arm) -> bool:
 
     count = 0
     bad: list[tuple[Prompt, ScoreRow]] = []
-    rule = arm.combine
     if rule.weights:
-        weights = [w for s, w in zip(arm.score, rule.weights, strict=True) if s in plain]
+        weights = [w for s, w in zip(given, rule.weights, strict=True) if s in plain]
         rule = rule.model_copy(update={"weights": weights})
     for (prompt, _), row in score_all(pairs(), [s.model_dump() for s in plain], rule):
         # Where there is no solution, only an answer that the scorer cannot read tells anything.
         count += prompt.solution is not None
         fine = row.verdict is Verdict.CORRECT or row.reason == UNJUDGED
-        if row.reason == BAD_GOLD or (prompt.solution is not None and not fine):
+        if _bad_gold(row) or (prompt.solution is not None and not fine):
             bad.append((prompt, row))
     scorers = " and ".join(s.use for s in plain)
     if not count and not bad:
-        console.print(f"  no solution to try the scorer {scorers} on")
+        console.print(f"  no solution to try the scorer {scorers} on{where}")
         return True
     wrong = sum(prompt.solution is not None for prompt, _ in bad)
-    console.print(f"  {scorers}: {count - wrong:,} of {count:,} gold solutions are correct")
-    if unread := sum(row.reason == BAD_GOLD for _, row in bad):
-        console.print(f"  {unread:,} gold answers cannot be read, so nothing would count as right")
+    console.print(f"  {scorers}: {count - wrong:,} of {count:,} gold solutions are correct{where}")
+    if unread := sum(_bad_gold(row) for _, row in bad):
+        console.print(f"  {unread:,} gold answers or tests cannot be read: nothing would be right")
     for prompt, row in sorted(bad, key=lambda pair: pair[0].id)[:SHOWN]:
         console.print(
             f"  {row.verdict}{f' ({row.reason})' if row.reason else ''}: read {row.extracted!r}, "
@@ -103,9 +109,19 @@ def _gold(console: Console, plan: Plan, name: str, arm: Arm) -> bool:
             f"    solution: {(prompt.solution or '')[-200:]!r}",
             markup=False,
         )
+    if any(row.reason == "no_gold" and prompt.tests for prompt, row in bad):
+        console.print("  These problems have tests: the scorer code runs them.")
+    if bad and all(prompt.tests and "IndentationError" in (r.extracted or "") for prompt, r in bad):
+        console.print("  If solutions are bodies of functions, name the function's column with")
+        console.print("  prompts.args.entry_point, so that the question's code goes in front.")
     if bad:
         console.print("  Fix the data or the scorer's arguments: it would drop good samples too.")
     return not bad
+
+
+def _bad_gold(row: ScoreRow) -> bool:
+    """Whether a scorer could not read the gold answer, or the tests: `bad_gold`, `bad_tests`."""
+    return (row.reason or "").startswith("bad_")
 
 
 def _print_plan(console: Console, plan: Plan) -> None:

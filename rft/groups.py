@@ -14,11 +14,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rft import rows
 
 PARTITION_ROWS = 50_000
 """Rows to hold in memory at a time: 100 MB or so of questions and answers as Python objects."""
+
+PARTITION_BYTES = 200 << 20
+"""Bytes to hold in memory at a time, as Arrow counts them: where rows are long there are fewer."""
 
 MOST_FILES = 200
 """Files to write at once; with more rows than this allows for, a file holds more of them."""
@@ -51,7 +55,10 @@ class Partitions:
                 self.counts.update(
                     dict(zip(got.field("values").to_pylist(), got.field("counts").to_pylist()))
                 )
-        size = max(size, self.counts.total() // MOST_FILES)
+        rows_, size_in_bytes = self.counts.total(), sum(_bytes(source) for source in sources)
+        if size_in_bytes > PARTITION_BYTES:
+            size = min(size, max(rows_ * PARTITION_BYTES // size_in_bytes, 1))
+        size = max(size, rows_ // MOST_FILES)
         self._at: dict[str, int] = {}
         filled = number = 0
         for prompt_id in sorted(self.counts):
@@ -111,3 +118,15 @@ class Partitions:
         finally:
             for file in files.values():
                 file.close()
+
+
+def _bytes(source: Source) -> int:
+    """Bytes of a source's wanted columns, by its parts' metadata."""
+    total = 0
+    for path in rows.parts(source.folder):
+        metadata = pq.read_metadata(path)
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                if column.path_in_schema.partition(".")[0] in source.columns:
+                    total += column.total_uncompressed_size
+    return total

@@ -299,11 +299,14 @@ def _streamed(
 ) -> Iterator[list[_Row]]:
     """The rows with what a stream scorer says of them.
 
-    It is not asked about rows whose verdict is settled. These leave at once, since it may be long
-    until it says something again; without `leave` they go on with the others when it does.
+    It is not asked about rows whose verdict is settled, unless it `hears_settled` ones beside others
+    of their prompt; then its word on them is left out. Settled rows leave at once, since it may be
+    long until it says something again; without `leave` they go on with the others when it does.
     """
     held: dict[str, _Row] = {}
     passed: list[_Row] = []
+    hears = getattr(scorer, "hears_settled", False)
+    heard: set[str] = set()
 
     def groups() -> Iterator[tuple[Prompt, list[Candidate]]]:
         for some in source:
@@ -313,13 +316,21 @@ def _streamed(
             if rest:
                 (leave or passed.extend)(rest)
             asked = [row for row in some if not settled(rule, row.scores)]
-            asked.sort(key=lambda row: (row.prompt.id, row.candidate.index, row.candidate.id))
             held.update((row.candidate.id, row) for row in asked)
+            if hears:
+                open_ = {row.prompt.id for row in asked}
+                beside = [row for row in rest if row.prompt.id in open_]
+                heard.update(row.candidate.id for row in beside)
+                asked += beside
+            asked.sort(key=lambda row: (row.prompt.id, row.candidate.index, row.candidate.id))
             for _, members in groupby(asked, key=lambda row: row.prompt.id):
                 each = list(members)
                 yield each[0].prompt, [row.candidate for row in each]
 
     for id, score in scorer.score(groups()):
+        if id in heard:
+            heard.remove(id)
+            continue
         row = held.pop(id, None)
         if row is None:
             raise RftError(f"score: {use} gave a second score, or one unasked, for {id}")

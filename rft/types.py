@@ -195,11 +195,16 @@ class StreamScorer(Protocol):
     """Judges candidates as they come: for scorers that work in batches (a model), wait for a server,
     or compare the candidates of a prompt with one another. A class; one object of it serves a stage,
     in the stage's own process and without a deadline, so it must bound its own waiting.
+
+    It may have more: `open(folder)`, called before with the stage's folder, where it can keep what is
+    dear; `stats()`, figures for the manifest; and `hears_settled = True`, where it must also be given
+    those of an open prompt's candidates whose verdict other scorers have settled (what it says of
+    them is left out).
     """
 
     whole_prompts: bool
     """Whether `score` must be given all of a prompt's candidates at once. If false, the candidates
-    of a prompt may come in several pieces, and while sampling still runs."""
+    of a prompt may come in several pieces."""
 
     def score(
         self, groups: Iterator[tuple[Prompt, Sequence[Candidate]]]

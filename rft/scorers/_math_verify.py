@@ -13,7 +13,9 @@ from typing import Any
 
 LONGEST = 300
 _POWER = re.compile(r"\^\s*\{?\s*-?\s*\d{3,}")
-_TOWER = re.compile(r"\d\s*\}?\s*(?:\^|\*\*)\s*[\{(]?\s*-?[\d.]+\s*[\})]?\s*(?:\^|\*\*|!)")
+_TOWER = re.compile(
+    r"\d\s*\}?\s*(?:\^|\*\*)\s*[\{(]?\s*-?[\d.]+\s*[\})]?\s*(?:\^|\*\*|!)|\^\s*\w+\s*\^"
+)
 _TOWER_IN = re.compile(r"(?:\^|\*\*)\s*[\{(][^{}()]*(?:\^|\*\*)[^{}()]*(?:\^|\*\*)")
 _COSTLY = re.compile(
     r"\\(?:int|sum|prod|lim|def|newcommand|input|include|write|csname)|\d{3,}\s*!|!\s*!"

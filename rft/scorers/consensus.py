@@ -87,6 +87,7 @@ class consensus:
     """
 
     whole_prompts = True
+    hears_settled = True  # or a vote among what other scorers left open would decide
 
     def __init__(
         self,

@@ -12,8 +12,6 @@ CASES: list[Case] = []
 
 KNOWN = {
     "restated": {"math": "the last number of a text", "answer": "the last number of a text"},
-    "unit_in_front": {"math": "the last number of a text", "answer": "the last number of a text"},
-    "boxed_bars": {"answer": "the number after an equals sign"},
     "million": {"math": "words after a number are units"},
     "dozen": {"math": "words after a number are units"},
 }

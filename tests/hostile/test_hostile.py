@@ -104,9 +104,10 @@ class Run:
         """When a candidate was begun last, and when it ended: by its own word, or by now."""
         with self.log.open() as file:
             file.seek(self.read)
-            lines = file.readlines()
-            self.read = file.tell()
-        for line in lines:
+            # A line that a killed worker left half, or that one is writing, is for the next time.
+            whole, _, _ = file.read().rpartition("\n")
+            self.read += len(whole.encode()) + bool(whole)
+        for line in whole.splitlines():
             what, name, at = line.split()
             if what == "begin":
                 self.begun[name] = float(at)

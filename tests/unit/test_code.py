@@ -589,7 +589,10 @@ def test_equal_programs_are_run_once(scorer: code, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(scorer.sandbox, "functions", counted)
     right = "def f(x):\n    return x + 1"
-    first, other = Prompt("a", "?", tests="assert f(1) == 2"), Prompt("b", "?", tests="assert f(1) == 3")
+    first, other = (
+        Prompt("a", "?", tests="assert f(1) == 2"),
+        Prompt("b", "?", tests="assert f(1) == 3"),
+    )
 
     def ask(prompt: Prompt, text: str) -> Verdict:
         return scorer(prompt, Candidate("c", prompt.id, 0, text, (), (), Finish.STOP)).verdict
