@@ -532,3 +532,24 @@ def test_a_chunk_travels_alone() -> None:
     assert len(pickle.dumps(chunk[100:110])) < 5000
     assert (part.prompts, part.stage) == (chunk.prompts, 3)
     assert part.batch.to_pylist() == batch.to_pylist()[100:110]
+
+
+def test_consensus_behind_another_scorer_hears_all(tmp_path: Path) -> None:
+    """Else what `answer` left open would vote among itself: here three answers of half a percent."""
+    gold = Prompt("p", "What share?", "50%")
+    texts = ["#### 50%"] * 5 + ["#### 0.5"] * 3
+    rows.write_part(tmp_path / "prompts", [gold], Prompt)
+    rows.write_part(tmp_path / "sample", [candidate(i, t) for i, t in enumerate(texts)], Candidate)
+    (tmp_path / "score").mkdir()
+    one = {
+        "folder": str(tmp_path / "score"),
+        "label": "score",
+        "prompts": str(tmp_path / "prompts"),
+        "sample": str(tmp_path / "sample"),
+        "scorers": [*ANSWER, {"use": "consensus", "args": {}}],
+        "combine": {"rule": "first"},
+    }
+    got = stage_rows(one)
+    assert [got[f"c{i}"].verdict for i in range(5)] == ["correct"] * 5
+    assert all(got[f"c{i}"].verdict is not Verdict.CORRECT for i in range(5, 8))
+    assert all(json.loads(got[f"c{i}"].each)[1] is None for i in range(5))

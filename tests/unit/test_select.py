@@ -20,6 +20,7 @@ from rft.stages import select
 from rft.types import (
     Candidate,
     Choice,
+    ChoiceRow,
     Finish,
     Group,
     Prompt,
@@ -52,7 +53,8 @@ def reasons(choices: Iterable[Choice]) -> dict[str, str | None]:
 
 
 def fates(selectors: list[Any], given: Iterable[Group]) -> dict[str, str | None]:
-    told = list(select.apply(selectors, given))
+    told: list[ChoiceRow] = []
+    select.apply(selectors, given, told.append)
     assert len({choice.id for choice in told}) == len(told)
     return {choice.id: choice.reason for choice in told}
 
@@ -252,7 +254,9 @@ def test_going_over_all_prompts_twice_holds_no_text(before: list[Any]) -> None:
     tracemalloc.start()
     try:
         chain = [*before, lambda g: random(g, rows=100)]
-        kept = sum(choice.reason is None for choice in select.apply(chain, Many()))
+        told: list[ChoiceRow] = []
+        select.apply(chain, Many(), told.append)
+        kept = sum(choice.reason is None for choice in told)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
