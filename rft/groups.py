@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from rft import rows
 
-PARTITION_ROWS = 50_000
-"""Rows to hold in memory at a time: 100 MB or so of questions and answers as Python objects."""
+PARTITION_ROWS = 20_000
+"""Rows to hold in memory at a time: 50 MB or so of questions and answers as Python objects."""
 
 PARTITION_BYTES = 200 << 20
 """Bytes to hold in memory at a time, as Arrow counts them: where rows are long there are fewer."""

@@ -6,8 +6,8 @@
 Candidates are made up, 100 a prompt, of GSM8K's shape (three to five equations, an answer after
 `####`, two in five wrong, one in fifty cut off), and lie in the order in which they finished, which
 mixes prompts. The exponent is the slope between the first and the last count, of log time over log
-rows: 1 is linear. Starting a worker costs the same whatever the count, so the time of a stage is
-taken less that of the same stage on 100 rows. Memory is the largest of the stage's whole process
+rows: 1 is linear. Each stage is run on 100 rows first in the same process, which takes imports out;
+what that takes the second time (starting workers) is taken off. Memory is the largest of the stage's whole process
 tree at one moment (proportional set size), the workers included.
 """
 
@@ -34,12 +34,13 @@ from rft.stages import score, select
 from rft.types import Candidate, Finish, Prompt, digest
 
 PER_PROMPT = 100
-SELECT = [
+SELECT: list[tuple[str, dict[str, Any]]] = [
     ("correct", {}),
     ("distinct_equations", {}),
-    ("length", {"prefer": "band", "high": 0.9, "over": "all"}),
     ("cap", {"k": 4}),
 ]
+OVERALL = ("length", {"prefer": "band", "high": 0.9, "over": "all"})
+"""A selector that goes over all rows before it decides."""
 TOKENS = tuple(range(3, 80))
 
 
@@ -79,22 +80,29 @@ def make(folder: Path, count: int) -> None:
         (folder / name).mkdir()
 
 
-def job(folder: Path, stage: str, scorer: str) -> dict[str, Any]:
+def job(folder: Path, stage: str, scorer: str, chain: list[Any]) -> dict[str, Any]:
     base = {"folder": str(folder / stage), "label": stage, "prompts": str(folder / "prompts")}
     if stage == "score":
         scorers = [{"use": scorer, "args": {}}]
         return base | {"sample": str(folder / "sample"), "scorers": scorers, "combine": {}}
     return base | {
         "pools": [{"sample": str(folder / "sample"), "score": str(folder / "score")}],
-        "selectors": [{"use": use, "args": args, "counts": {}} for use, args in SELECT],
+        "selectors": [{"use": use, "args": args, "counts": {}} for use, args in chain],
         "model": {"base": str(Path(rft.__file__).parent / "embedded" / "model")},
         "chat": {"template": "none"},
         "must_sample": True,
     }
 
 
-def measured(run: Callable[[list[Any]], None], jobs: list[Any], out: Any) -> None:
-    """In a process of its own: (seconds, largest MiB of the process tree)."""
+def measured(
+    run: Callable[[list[Any]], None], warm: list[dict[str, Any]], one: dict[str, Any], out: Any
+) -> None:
+    """In a process of its own: (seconds of starting, seconds, largest MiB of the process tree)."""
+    start = 0.0
+    for job in warm:
+        begun = time.perf_counter()
+        run([job])
+        start = time.perf_counter() - begun
     most, over = 0, threading.Event()
 
     def watch() -> None:
@@ -113,23 +121,25 @@ def measured(run: Callable[[list[Any]], None], jobs: list[Any], out: Any) -> Non
     watcher.start()
     begun = time.perf_counter()
     try:
-        run(jobs)
+        run([one])
     finally:
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun - start
         over.set()
         watcher.join()
-    out.send((seconds, most / (1 << 20)))
+    out.send((start, seconds, most / (1 << 20)))
 
 
-def stage_time(run: Callable[[list[Any]], None], one: dict[str, Any]) -> tuple[float, float]:
+def stage_time(
+    run: Callable[[list[Any]], None], warm: list[dict[str, Any]], one: dict[str, Any]
+) -> tuple[float, float, float]:
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=measured, args=(run, [one], theirs))
+    process = context.Process(target=measured, args=(run, warm, one, theirs))
     process.start()
     process.join()
     if process.exitcode:
         sys.exit(f"{one['label']} failed")
-    got: tuple[float, float] = ours.recv()
+    got: tuple[float, float, float] = ours.recv()
     return got
 
 
@@ -139,37 +149,42 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 2_000_000])
     parser.add_argument("--scorer", default="answer", help="built-in scorer to use")
+    parser.add_argument(
+        "--overall", action="store_true", help="select over all rows too (length, over: all)"
+    )
     parser.add_argument("--dir", help="folder for the made-up runs (default: a temporary one)")
     args = parser.parse_args()
     counts = sorted(args.rows)
-    found: dict[str, list[tuple[float, float]]] = {"score": [], "select": []}
-    starts: dict[str, float] = {}
-    for count in [PER_PROMPT, *counts]:
-        folder = Path(tempfile.mkdtemp(dir=args.dir))
-        try:
+    chain = [*SELECT[:2], OVERALL, SELECT[2]] if args.overall else SELECT
+    found: dict[str, list[float]] = {"score": [], "select": []}
+    with tempfile.TemporaryDirectory(dir=args.dir) as root:
+        warm = [Path(root) / f"warm{i}" for i in range(2)]
+        for folder in warm:
+            make(folder, PER_PROMPT)
+        for count in counts:
+            folder = Path(root) / str(count)
             make(folder, count)
             for stage, run in (("score", score.run), ("select", select.run)):
-                seconds, mib = stage_time(run, job(folder, stage, args.scorer))
-                if count == PER_PROMPT:
-                    starts[stage] = seconds
-                    continue
-                found[stage].append((seconds, mib))
+                for place in warm:
+                    shutil.rmtree(place / stage)
+                    (place / stage).mkdir()
+                ready = [job(place, stage, args.scorer, chain) for place in warm]
+                start, seconds, mib = stage_time(run, ready, job(folder, stage, args.scorer, chain))
+                found[stage].append(seconds)
                 manifest = StageDir(folder / stage).manifest()
                 told = {
                     k: manifest[k] for k in ("verdicts", "funnel") if manifest and k in manifest
                 }
                 print(
-                    f"{stage} {count:,}: {seconds:.1f} s, {count / seconds:,.0f} rows/s, "
-                    f"{mib:,.0f} MiB at most; {json.dumps(told)}",
+                    f"{stage} {count:,}: {seconds:.2f} s after {start:.2f} s of starting, "
+                    f"{count / seconds:,.0f} rows/s, {mib:,.0f} MiB at most; {json.dumps(told)}",
                     flush=True,
                 )
-        finally:
             shutil.rmtree(folder)
     for stage, each in found.items():
-        first, last = each[0][0] - starts[stage], each[-1][0] - starts[stage]
         if len(each) > 1:
-            slope = math.log(last / first) / math.log(counts[-1] / counts[0])
-            print(f"{stage}: start {starts[stage]:.1f} s, exponent {slope:.2f}")
+            slope = math.log(each[-1] / each[0]) / math.log(counts[-1] / counts[0])
+            print(f"{stage}: exponent {slope:.3f}")
 
 
 if __name__ == "__main__":
