@@ -378,8 +378,9 @@ def _texts(one: Form, two: Form) -> Told:
     return (None, "text") if a <= b or b <= a or one.letters == two.letters else (False, None)
 
 
-_COUNTS = dict(
-    zip(
+_COUNTS = {
+    name: count
+    for count, name in enumerate(
         [
             "zero",
             "one",
@@ -394,11 +395,9 @@ _COUNTS = dict(
             "ten",
             "eleven",
             "twelve",
-        ],
-        range(13),
-        strict=True,
+        ]
     )
-)
+}
 
 
 def _text_and_other(one: Form, two: Form) -> Told:

@@ -132,8 +132,9 @@ _BASE = re.compile(
     r"(-?)\s*(\()?([0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)(?(2)\))\s*_\s*\{?\s*([0-9]{1,2}|[a-z]+)\s*\}?"
 )
 _UNMARKED = {1: None, 2: None}
-_BASES = dict(
-    zip(
+_BASES = {
+    name: base
+    for base, name in enumerate(
         [
             "two",
             "three",
@@ -146,12 +147,10 @@ _BASES = dict(
             "ten",
             "eleven",
             "twelve",
-            "sixteen",
         ],
-        (*range(2, 13), 16),
-        strict=True,
+        2,
     )
-)
+} | {"sixteen": 16}
 
 
 def inside_text(text: str) -> str | None:

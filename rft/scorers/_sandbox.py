@@ -41,8 +41,12 @@ START_S = 20
 """Seconds that a server has to start in."""
 ANSWER_S = 2
 """Seconds that a server has to end a job in."""
-HURRY_S = 0.1
+HURRY_S = 0.03
 """Seconds that the tests behind a failed one may take together: the verdict stands by then."""
+HURRY_PROGRAMS_S = 0.1
+"""The same for programs, each of which costs a process."""
+END_S = 0.1
+"""Seconds that tests may take to notice that their candidate is gone."""
 SCRATCH_MB = 64
 FILE_MB = 32
 _MOST = 64 << 20
@@ -319,7 +323,7 @@ class Sandbox:
             text, timed_out, _ = _read(results, deadline, _MOST, lambda part: b"[" in part)
             status = self.finished("candidate", servers[0].end())
             # Without its candidate, a test that waited for it comes to its end.
-            rest, stuck, _ = _read(results, time.monotonic() + HURRY_S, _MOST)
+            rest, stuck, _ = _read(results, time.monotonic() + END_S, _MOST)
             if stuck or not (text + rest).endswith(b"}\n"):
                 self.drop("tests")
         lines = [json.loads(line) for line in text.split(b"\n")[:-1]]

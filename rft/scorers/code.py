@@ -129,7 +129,7 @@ class code:
             if got.timed_out:
                 break
             if results[-1] is not None:
-                deadline = min(deadline, time.monotonic() + _sandbox.HURRY_S)
+                deadline = min(deadline, time.monotonic() + _sandbox.HURRY_PROGRAMS_S)
         return _score(results, len(spec.cases))
 
 

@@ -29,7 +29,8 @@ class Job:
         self.prompts = list(rows.read(Path(spec["prompts"]), Prompt))
         self.decoding = Decoding(**spec["decoding"])
         self.dropped: Counter[str] = Counter()
-        self.writer = rows.Writer(self.folder, Candidate)
+        # Every few seconds, since scorers may wait for the part.
+        self.writer = rows.Writer(self.folder, Candidate, seconds=5.0)
         self.done: set[str] = set()
 
     def requests(self) -> Iterator[Request]:

@@ -247,7 +247,7 @@ def test_a_gold_answer_that_cannot_be_read_stops_the_check(tmp_path: Path) -> No
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     told = " ".join(done.stdout.split())
-    assert "1 gold answers cannot be read" in told
+    assert "1 gold answers or tests cannot be read" in told
     assert "unknown (bad_gold)" in told and "question: How long is the side?" in told
 
 

@@ -7,7 +7,7 @@ the questions are others, of all kinds and levels of MATH and of GSM8K, and whol
 asked for is there to be compared.
 """
 
-from tests.tables.pairs import BOTH, CORRECT, MATH, OPEN, WRONG, Group, Pair
+from tests.tables.pairs import BOTH, MATH, Group, numbered
 
 GROUPS = (
     # ------------------------------------------------------------------ GSM8K
@@ -698,18 +698,4 @@ GROUPS = (
 )  # fmt: skip
 
 
-VERDICT = {"T": CORRECT, "F": WRONG, "Q": OPEN}
-
-PAIRS = tuple(
-    Pair(
-        f"fresh {g}.{r}",
-        group.question,
-        group.gold,
-        text.replace("⏎", "\n"),
-        VERDICT[short],
-        group.scorers,
-        group.kind,
-    )
-    for g, group in enumerate(GROUPS, 1)
-    for r, (short, text) in enumerate(group.rows, 1)
-)
+PAIRS = numbered(GROUPS, "fresh ")

@@ -825,16 +825,21 @@ GROUPS = (
 )  # fmt: skip
 
 
-PAIRS = tuple(
-    Pair(
-        f"{g}.{r}",
-        group.question,
-        group.gold,
-        text.replace("⏎", "\n"),
-        _SHORT[short],
-        group.scorers,
-        group.kind,
+def numbered(groups: "tuple[Group, ...]", name: str = "") -> tuple[Pair, ...]:
+    """The rows of a table's groups, each as a pair with a name of its own."""
+    return tuple(
+        Pair(
+            f"{name}{g}.{r}",
+            group.question,
+            group.gold,
+            text.replace("⏎", "\n"),
+            _SHORT[short],
+            group.scorers,
+            group.kind,
+        )
+        for g, group in enumerate(groups, 1)
+        for r, (short, text) in enumerate(group.rows, 1)
     )
-    for g, group in enumerate(GROUPS, 1)
-    for r, (short, text) in enumerate(group.rows, 1)
-)
+
+
+PAIRS = numbered(GROUPS)
