@@ -27,7 +27,7 @@ MOMENTS = {
     "eval sample (base": 16,
 }
 """Line of output at which a stage begins, and how long it lasts here at the most, in seconds."""
-KILLS = 20
+KILLS = 14
 """Runs are killed at each of these in turn, until so many kills have hit a run that was working."""
 
 
