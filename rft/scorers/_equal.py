@@ -20,6 +20,7 @@ from rft.scorers import _math_verify
 from rft.scorers._math_form import Form, form_of
 from rft.scorers._math_read import frozen, is_end
 from rft.scorers._math_tokens import Group
+from rft.scorers._math_words import NAMES
 
 Told = tuple[bool | None, str | None]
 """Whether two answers are equal, and why that can't be told."""
@@ -378,28 +379,6 @@ def _texts(one: Form, two: Form) -> Told:
     return (None, "text") if a <= b or b <= a or one.letters == two.letters else (False, None)
 
 
-_COUNTS = {
-    name: count
-    for count, name in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-        ]
-    )
-}
-
-
 def _text_and_other(one: Form, two: Form) -> Told:
     """A word against a formula: letters side by side may be a word that was not set as text."""
     text, other = (one, two) if one.kind == "text" else (two, one)
@@ -412,6 +391,6 @@ def _text_and_other(one: Form, two: Form) -> Told:
                 else (True, None)
             )
         return (None, "text") if sorted(text.letters) == sorted(other.letters) else (False, None)
-    if str(text.value) in _COUNTS:
+    if str(text.value) in NAMES:
         return None, "text"
     return (None, "text") if other.letters == text.letters and text.letters else (False, None)

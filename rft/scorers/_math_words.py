@@ -132,25 +132,22 @@ _BASE = re.compile(
     r"(-?)\s*(\()?([0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)(?(2)\))\s*_\s*\{?\s*([0-9]{1,2}|[a-z]+)\s*\}?"
 )
 _UNMARKED = {1: None, 2: None}
-_BASES = {
-    name: base
-    for base, name in enumerate(
-        [
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-        ],
-        2,
-    )
-} | {"sixteen": 16}
+NAMES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
+_BASES = {name: base for base, name in enumerate(NAMES) if base > 1} | {"sixteen": 16}
 
 
 def inside_text(text: str) -> str | None:

@@ -74,8 +74,8 @@ class consensus:
     marked answer. Where none is found, all samples are unknown (`no_majority`, or `tie`), and
     references are unknown for `no_gold`, as wherever nothing is known about a problem.
 
-    It judges the held-out problems too, whose gold answers it doesn't know. Behind another scorer it
-    hears only the candidates which that one left open, and these vote among themselves.
+    It would judge the held-out problems too, whose gold answers it doesn't know: name another scorer
+    in `eval.score`. Behind another scorer, samples whose verdict that one settled vote all the same.
 
     min_share: share of the votes that the biggest class of equal answers must have.
     min_votes: number of votes that it must have.

@@ -46,7 +46,7 @@ TRIED = {
     "MATH": "math: 2 of 2 gold solutions are correct",
     "Code with tests": "code: 2 of 2 gold solutions are correct",
     "A judge for what `math` can't decide": "math: 2 of 2 gold solutions are correct",
-    "A reward model and best of n": "math: 2 of 2 gold solutions are correct",
+    "A reward model and best of n": "math: 1 of 1 gold solutions are correct (eval)",
     "No gold answers": "1 training problems (0 with an answer, 0 with a solution), 1 held out",
 }
 """Title of each recipe, and what `rft check` says of it."""
