@@ -5,10 +5,13 @@ cannot differ between them. A completion is tokenised apart from its prompt: the
 the two is a boundary between tokens, as it is when the model generates.
 """
 
+import re
 from typing import Any
 
 from rft.config import Chat, Model
-from rft.types import Candidate, Finish, RftError, digest
+from rft.types import CUT_OFF, Candidate, RftError, digest
+
+_FIELD = re.compile(r"\{(?:question|answer)\}")
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -41,23 +44,52 @@ class Renderer:
             raise RftError(f"model.base: {model.base}: its tokenizer has no end-of-sequence token")
         self.eos_id: int = self.tokenizer.eos_token_id
 
-    def prompt_text(self, question: str) -> str:
-        """The prompt as text, template and response prefix included."""
-        message = self.chat.prompt.replace("{question}", question)
+    @property
+    def shows_answer(self) -> bool:
+        """Whether prompts hold the gold answer, as a hint."""
+        return "{answer}" in self.chat.prompt
+
+    def _message(self, question: str, answer: str | None) -> str:
+        # In one pass: a question may hold such words itself.
+        told = {"{question}": question, "{answer}": answer or ""}
+        return _FIELD.sub(lambda field: told[field[0]], self.chat.prompt)
+
+    def _examples(self, question: str) -> list[tuple[str, str]]:
+        """(asked, answered) of the worked examples that come before a question."""
+        shown = [e for e in self.chat.examples if e.question != question][: self.chat.shots]
+        return [
+            (
+                self._message(e.question, e.answer),
+                self.chat.response_prefix + self.chat.solution.replace("{solution}", e.solution),
+            )
+            for e in shown
+        ]
+
+    def messages(self, question: str, answer: str | None = None) -> list[dict[str, str]]:
+        """The prompt as messages of a chat, to which a template is still to be applied.
+
+        answer: the gold answer, for prompts that hint at it.
+        """
+        messages = [{"role": "system", "content": self.chat.system}] if self.chat.system else []
+        for asked, told in self._examples(question):
+            messages.append({"role": "user", "content": asked})
+            messages.append({"role": "assistant", "content": told})
+        return [*messages, {"role": "user", "content": self._message(question, answer)}]
+
+    def prompt_text(self, question: str, answer: str | None = None) -> str:
+        """The prompt as text: examples, template and response prefix included."""
         if not self.uses_template:
-            return message + self.chat.response_prefix
-        messages = [{"role": "user", "content": message}]
-        if self.chat.system:
-            messages.insert(0, {"role": "system", "content": self.chat.system})
+            shown = "".join(f"{asked}{told}\n\n" for asked, told in self._examples(question))
+            return shown + self._message(question, answer) + self.chat.response_prefix
         text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            self.messages(question, answer), tokenize=False, add_generation_prompt=True
         )
         return text + self.chat.response_prefix
 
-    def prompt_ids(self, question: str) -> tuple[int, ...]:
+    def prompt_ids(self, question: str, answer: str | None = None) -> tuple[int, ...]:
         """Ids of the prompt; a template writes its own special tokens, a raw prompt gets the
         tokenizer's."""
-        text = self.prompt_text(question)
+        text = self.prompt_text(question, answer)
         got = self.tokenizer(text, add_special_tokens=not self.uses_template)["input_ids"]
         if not self.uses_template and got and got[-1] == self.eos_id:
             got = got[:-1]  # some tokenizers end every text
@@ -81,7 +113,7 @@ class Renderer:
         text before it is tokenised anew: the one case in which ids are not the sampled ones.
         """
         ids = candidate.token_ids
-        if candidate.finish is Finish.LENGTH or (ids and ids[-1] == self.eos_id):
+        if candidate.finish in CUT_OFF or (ids and ids[-1] == self.eos_id):
             return ids
         text = self.decode(ids)
         if text == candidate.text:
@@ -97,4 +129,7 @@ class Renderer:
 
 
 def chat_digest(chat: Chat) -> str:
-    return digest(chat.model_dump(mode="json"))
+    settings = chat.model_dump(mode="json")
+    if not chat.shots:
+        del settings["shots"], settings["examples"]
+    return digest(settings)

@@ -49,7 +49,7 @@ def check(experiment: Experiment, path: str) -> int:
 
 
 def _data(console: Console, plan: Plan, name: str, arm: Arm) -> None:
-    got = plan.prompt_set(arm)
+    got = plan.identity.prompt_set(arm)
     answers = sum(p.answer is not None for p in got.train)
     solutions = sum(p.solution is not None for p in got.train)
     lost, eval_lost = (
@@ -64,7 +64,7 @@ def _data(console: Console, plan: Plan, name: str, arm: Arm) -> None:
 
 def _gold(console: Console, plan: Plan, arm: Arm, splits: tuple[str, ...]) -> bool:
     """What the scorers of these splits say of their gold solutions; whether all is well."""
-    got = plan.prompt_set(arm)
+    got = plan.identity.prompt_set(arm)
     prompts = [p for split in splits for p in (got.train if split == "train" else got.eval)]
     where = "" if len(splits) > 1 else f" ({splits[0]})"
     _, given, rule = arm.scorers(splits[0])
@@ -151,7 +151,7 @@ def _work(plan: Plan, node: Node) -> str:
     job = node.job
     for row in plan.rows:
         if any(n is node for n in row.links.values()):
-            got = plan.prompt_set(plan.arms[row.arm])
+            got = plan.identity.prompt_set(plan.arms[row.arm])
             prompts = got.train if job["split"] == "train" else got.eval
             if job["use"] == "reference":
                 return f"{sum(p.solution is not None for p in prompts):,} solutions"

@@ -31,7 +31,8 @@ def builtin_names(kind: str) -> list[str]:
 
 
 def find(kind: str, use: str, where: str = "") -> Callable[..., Any]:
-    """The function or class that `use` names. kind: samplers, scorers, selectors or prompts.
+    """The function or class that `use` names. kind: samplers, allocators, scorers, selectors or
+    prompts.
 
     where: the component's dotted path in the experiment, for messages. Raises ConfigError.
     """
@@ -83,9 +84,9 @@ def _load_file(path: Path, setting: str) -> Any:
 
 def given(kind: str, found: Callable[..., Any]) -> int:
     """How many leading arguments the pipeline passes itself; the rest come from `args:`."""
-    if inspect.isclass(found) and kind in ("scorers", "selectors"):
+    if inspect.isclass(found) and kind in ("scorers", "selectors", "allocators"):
         return 0  # it is made from its arguments, and then called
-    return {"scorers": 2, "selectors": 1, "prompts": 0, "samplers": 0}[kind]
+    return {"scorers": 2, "selectors": 1, "prompts": 0, "samplers": 1, "allocators": 1}[kind]
 
 
 def is_stream(use: str) -> bool:
@@ -160,7 +161,7 @@ def make(kind: str, component: Component, where: str = "") -> Callable[..., Any]
     """The component with its arguments in place, ready for the pipeline's own."""
     found, args = bind(kind, component, where)
     try:
-        if inspect.isclass(found):
+        if inspect.isclass(found) and not given(kind, found):
             made: Any = found(**args)
             return made
         return functools.partial(found, **args)

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    field_validator,
     model_validator,
 )
 
@@ -34,8 +35,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def _policy(text: str) -> str:
-    if text != "base" and not text.startswith("arm:"):
-        raise ValueError(f"write base or arm:{text}, not {text!r}")
+    if text != "base" and not text.startswith("arm:") and "/" not in text:
+        raise ValueError(f"write base, arm:{text}, or a folder as ./{text}, not {text!r}")
     return text
 
 
@@ -87,13 +88,25 @@ class Prompts(Component):
     (`error`) or leaves the training set (`drop`)."""
 
 
+class Example(Section):
+    """A worked example."""
+
+    question: str
+    """The question."""
+    solution: str
+    """The worked solution."""
+    answer: str | None = None
+    """For prompts that hint at it."""
+
+
 class Chat(Section):
     """How a question becomes the prompt's tokens, for sampling and for training alike."""
 
     template: Literal["auto", "none"] = "auto"
     """`auto`: the tokenizer's chat template where it has one; `none`: the raw prompt text."""
     prompt: str = "{question}"
-    """The user's message (or the raw prompt); `{question}` stands for the question."""
+    """The user's message (or the raw prompt); `{question}` stands for the question. In `sample.chat`
+    `{answer}` stands for the gold answer: a hint, that training and evaluation never show."""
     system: str | None = None
     """System message, with a chat template only."""
     response_prefix: str = ""
@@ -101,6 +114,11 @@ class Chat(Section):
 
     solution: str = "{solution}"
     """What follows the prompt where the data set has a worked solution."""
+    shots: Annotated[int, Field(ge=0)] = 0
+    """Worked examples shown before the question (few-shot), each as a turn of its own."""
+    examples: list[Example] = []
+    """Those examples; by default the first training problems that have a solution. One that is the
+    question itself is left out, so give one more than `shots`."""
 
     @model_validator(mode="after")
     def _has_question(self) -> "Chat":
@@ -110,6 +128,34 @@ class Chat(Section):
             raise ValueError("solution must contain {solution}")
         if self.template == "none" and self.system:
             raise ValueError("system needs a chat template: put its text into `prompt` instead")
+        return self
+
+
+class Loops(Section):
+    """When a sample that repeats itself is stopped: it is `unknown: loop`, never correct."""
+
+    period: Positive = 64
+    """Most tokens in the piece that is repeated."""
+    repeats: Annotated[int, Field(ge=2)] = 4
+    """How many times in a row the piece must have been said."""
+    min_tokens: Positive = 64
+    """Fewest tokens that the repetition must be long, all in all: `0000` or a table's rule is none."""
+    audit: Fraction = 0.05
+    """Share of the samples that run on although they repeat themselves: how often one of these comes
+    out correct is in the manifest of the score stage."""
+
+    @property
+    def least(self) -> int:
+        """Fewest tokens in a piece; a shorter one counts as several of itself."""
+        return -(-self.min_tokens // self.repeats)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Loops":
+        if self.least > self.period:
+            raise ValueError(
+                f"{self.repeats} pieces of at most {self.period} tokens are never min_tokens = "
+                f"{self.min_tokens} long: raise period or repeats, or lower min_tokens"
+            )
         return self
 
 
@@ -134,6 +180,8 @@ class Decoding(Section):
     """Longest completion. A candidate cut off here is never counted as correct."""
     stop: list[str] = []
     """Strings that end a completion; the string itself is left out of the text."""
+    loops: Loops | None = None
+    """Stop samples that repeat themselves, as `sample.loops` does; null lets them run to `max_tokens`."""
     logprobs: Literal["sum", "tokens"] = "sum"
     """Keep each sample's summed log-probability, or one for every token as well."""
 
@@ -183,14 +231,41 @@ class Sample(Decoding):
     """Stage 2: where an arm's candidates come from."""
 
     use: str = "vllm"
-    """`vllm`, `transformers`, `reference` (the data set's own solutions), or your own sampler."""
-    policy: Policy | Annotated[list[Policy], Field(min_length=1)] = "base"
-    """`base`, `arm:NAME` (the adapter that arm trained, same seed), or a list of these."""
+    """`vllm`, `transformers`, `openai` (a server), `ray` (many machines), `replay` (samples that exist
+    already), `reference` (the data set's own solutions), or your own sampler."""
+    args: dict[str, Any] = {}
+    """Arguments of the sampler, checked against its signature."""
+    allocate: Component = Component(use="uniform")
+    """How many of the `n` samples each prompt gets. `uniform`: all. The others look at the verdicts as
+    they come: `adaptive`, `budget`, `prop2diff`, or your own function."""
+    distinct: Literal["equations", "text"] = "equations"
+    """What makes two right answers different where `allocate` counts them: the equations in them, or
+    their words."""
+    policy: Policy = "base"
+    """`base`, `arm:NAME` (the adapter that arm trained, same seed), or the folder of a LoRA adapter."""
+    model: Model | None = None
+    """Another model to sample from. Its answers are tokenised anew for the model that is trained."""
+    chat: dict[str, Any] = {}
+    """Keys of `chat` that are different for sampling: few-shot examples, another system message, a hint
+    with `{answer}`. Training always sees the prompt of `chat` itself."""
+    only: Literal["all", "unsolved"] = "all"
+    """`unsolved`: in a pool, only prompts for which the pools before it have no correct answer."""
+    loops: Loops | None = Loops()
+    """Stop samples that repeat themselves; null lets them run to `max_tokens`. Beam search is never
+    stopped."""
     engine: Engine = Engine()
+    pools: dict[str, dict[str, Any]] = {}
+    """Several sources of candidates: of each its name, and the keys of `sample` that it replaces. A
+    candidate keeps the name."""
 
-    @property
-    def policies(self) -> list[str]:
-        return [self.policy] if isinstance(self.policy, str) else self.policy
+    def each_pool(self) -> dict[str, "Sample"]:
+        """The pools by name; a single one without a name where none are given."""
+        return {name: self.pool(name) for name in self.pools} or {"": self}
+
+    def pool(self, name: str) -> "Sample":
+        """The settings of one of `pools`."""
+        body = self.model_dump(exclude={"pools"})
+        return Sample.model_validate(merge(body, self.pools[name]))
 
 
 class Lora(Section):
@@ -259,6 +334,22 @@ class Train(Section):
     """Config file for `accelerate launch`; default one process on this machine."""
 
 
+class Rounds(Section):
+    """Expert iteration: each round after the first samples from the policy that the one before it
+    trained. `rounds: 3` is short for `rounds: {n: 3}`."""
+
+    n: Positive = 1
+    """Rounds of sampling, scoring, selecting and training. Each is evaluated."""
+    survivors: Literal["replace", "keep"] = "replace"
+    """What a round trains on: `replace`, the survivors of its own samples; `keep`, those of all rounds so
+    far. Worked solutions are added as `train.include_reference` says."""
+    init: Literal["base", "last"] = "base"
+    """What a round's training starts from: `base`, the base model; `last`, the adapter that sampled."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """What to do when a round's samples have lost their variety, measured against the first round's
+    (rft/collapse.py): say so, or stop before it trains."""
+
+
 class Eval(Decoding):
     """Stage 6: sampling on the held-out problems. Takes nothing from `sample`: set `stop`,
     `max_tokens` and `engine` here too."""
@@ -269,6 +360,10 @@ class Eval(Decoding):
     """0 is greedy, the usual way to report accuracy; above 0 with n > 1 for pass@k and maj@k."""
     use: str = "vllm"
     """Sampler, as in `sample.use`."""
+    args: dict[str, Any] = {}
+    """Its arguments."""
+    chat: dict[str, Any] = {}
+    """Keys of `chat` that are different for evaluation, for instance `shots` for an untrained model."""
     k: Annotated[list[Positive], Field(min_length=1)] = [1]
     """The k of pass@k and maj@k; none above n."""
     score: Annotated[list[Component], Field(min_length=1)] | None = None
@@ -329,7 +424,18 @@ class Arm(Section):
     """Selectors, applied in order to the scored candidates."""
     train: Train | None = Train()
     """Training settings; null for an arm that is evaluated as it is."""
+    rounds: Rounds = Rounds()
     eval: Eval = Eval()
+
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        return {"n": given} if isinstance(given, int) else given
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last round, from 1. References are the same in every round."""
+        return self.rounds.n if self.train and self.sample.use != "reference" else 1
 
     @model_validator(mode="after")
     def _some(self) -> "Arm":
@@ -350,6 +456,10 @@ class Arm(Section):
                 "reference"
             )
         return self
+
+    def asking(self, own: dict[str, Any]) -> Chat:
+        """`chat` with the keys that `sample.chat` or `eval.chat` puts in its place."""
+        return Chat.model_validate(merge(self.chat.model_dump(), own)) if own else self.chat
 
     def scorers(self, split: str) -> tuple[str, list[Component], Combine]:
         """Setting, scorers and rule for `train` or `eval`."""

@@ -9,13 +9,14 @@ import copy
 import difflib
 import os
 import typing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from rft.config import Arm, ConfigError, Experiment, merge
+from rft.config import Arm, Chat, ConfigError, Experiment, Sample, merge
 from rft.faults import did_you_mean, explain
 
 
@@ -56,11 +57,12 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Experiment:
         raise ConfigError(explain(fault, Experiment, path, overrides=overrides)) from None
     for name in experiment.arms:
         try:
-            experiment.arm(name)
+            arm = experiment.arm(name)
         except ValidationError as fault:
             raise ConfigError(
                 explain(fault, Arm, path, prefix=f"arms.{name}.", overrides=overrides)
             ) from None
+        _check_chats(arm, experiment.arms[name], f"arms.{name}.", path, overrides)
     _check_arms(experiment, path)
     experiment._path = path
     return experiment
@@ -150,13 +152,68 @@ def _check_arms(experiment: Experiment, path: Path) -> None:
                 raise ConfigError(f"{path}: arms.{name}.{where}: arm {other!r} trains nothing")
 
 
+def _check_chats(
+    arm: Arm, own: dict[str, Any], prefix: str, path: Path, overrides: typing.Sequence[str]
+) -> None:
+    """Checks what an arm samples from, and the prompts that it does so with."""
+
+    def checked(kind: type[BaseModel], where: str, make: typing.Callable[[], typing.Any]) -> Any:
+        try:
+            return make()
+        except ValidationError as fault:
+            text = explain(fault, kind, path, prefix=f"{where}.", overrides=overrides)
+            raise ConfigError(text) from None
+
+    def at(setting: str) -> str:
+        return prefix + setting if setting.split(".")[0] in own else setting
+
+    where = at("eval.chat")
+    asked = checked(Chat, where, lambda: arm.asking(arm.eval.chat))
+    for there, chat in ((at("chat"), arm.chat), (where, asked)):
+        if "{answer}" in chat.prompt:
+            raise ConfigError(
+                f"{path}: {there}.prompt: {{answer}} would give the answer away where it is asked "
+                "for: a hint goes into sample.chat.prompt"
+            )
+    if arm.sample.use == "reference":
+        return
+    if arm.sample.only == "unsolved":
+        raise ConfigError(f"{path}: {at('sample')}.only: unsolved is for one of several pools")
+    for number, name in enumerate(arm.sample.pools or [""]):
+        where = at(f"sample.pools.{name}" if name else "sample")
+        pool = arm.sample
+        if name:
+            pool = checked(Sample, where, partial(arm.sample.pool, name))
+        checked(Chat, f"{where}.chat", partial(arm.asking, pool.chat))
+        if name and (not name.replace("_", "").replace("-", "").isalnum() or name == "reference"):
+            raise ConfigError(
+                f"{path}: {where}: a pool's name has letters, digits, - and _, and is not `reference`"
+            )
+        if name and pool.pools:
+            raise ConfigError(f"{path}: {where}.pools: a pool has no pools of its own")
+        if name and pool.use == "reference":
+            raise ConfigError(
+                f"{path}: {where}.use: worked solutions are no pool: see train.include_reference"
+            )
+        if pool.only == "unsolved" and not number:
+            raise ConfigError(
+                f"{path}: {where}.only: unsolved is what the pools before it leave: put it after one"
+            )
+        if pool.model is not None and pool.policy.startswith("arm:"):
+            raise ConfigError(
+                f"{path}: {where}.policy: {pool.policy} was trained on model.base, not on this model: "
+                "set policy to base"
+            )
+
+
 def arm_references(arm: Arm) -> list[tuple[str, str]]:
     """(dotted path, arm name) for each `arm:NAME` in an arm."""
     found = []
     if arm.train is not None and arm.sample.use != "reference":
-        for policy in arm.sample.policies:
-            if policy != "base":
-                found.append(("sample.policy", policy[4:]))
+        for name, pool in arm.sample.each_pool().items():
+            if pool.policy.startswith("arm:"):
+                where = f"sample.pools.{name}.policy" if name else "sample.policy"
+                found.append((where, pool.policy[4:]))
     for i, component in enumerate(arm.select if arm.train else []):
         for key, value in component.args.items():
             if isinstance(value, str) and value.startswith("arm:"):

@@ -7,17 +7,24 @@ key: sampling does not depend on gold answers, nor any id on the engine's speed 
 """
 
 import functools
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rft import components, prompts
 from rft.chat import chat_digest
-from rft.config import Arm, Component, ConfigError, Decoding, Experiment
-from rft.rundir import StageDir, file_digest, flatten, folder_digest, model_digest
-from rft.types import Prompt, digest
+from rft.config import (
+    Component,
+    ConfigError,
+    Decoding,
+    Eval,
+    Experiment,
+    Sample,
+)
+from rft.identity import Identity, drawn_by, without_folders
+from rft.rundir import StageDir, flatten
+from rft.types import digest
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class ArmPlan:
     """The nodes of one arm and seed, by the name of the link to each."""
 
     arm: str
+    """The arm's name; for a round that is not its last, `NAME@ROUND`."""
     seed: int
     links: dict[str, Node]
 
@@ -64,18 +72,20 @@ class Plan:
         self.folder = experiment.folder
         self.stages = self.folder / "stages"
         self.arms = {name: experiment.arm(name) for name in experiment.arms}
-        self._sets: dict[str, prompts.PromptSet] = {}
-        self._models: dict[tuple[str, str | None], str] = {}
-        self._digests: dict[tuple[str, str, str], str] = {}
-        self._sources: dict[tuple[str, str], str] = {}
-        self._made: dict[tuple[str, str, int], Node] = {}
+        self.identity = Identity()
+        self._made: dict[tuple[str, str, int, int], Node] = {}
         self._open: list[str] = []
         self._nodes: dict[str, Node] = {}
         try:
             self.rows = [
-                ArmPlan(name, seed, self._links(name, seed))
+                ArmPlan(
+                    name if number == arm.last_round else f"{name}@{number}",
+                    seed,
+                    self._links(name, seed, number),
+                )
                 for seed in experiment.seeds
-                for name in self.arms
+                for name, arm in self.arms.items()
+                for number in range(1, arm.last_round + 1)
             ]
         except ConfigError as fault:
             raise ConfigError(f"{experiment.path}: {fault}") from fault
@@ -96,50 +106,16 @@ class Plan:
             for node in row.links.values():
                 yield from visit(node)
 
-    def prompt_set(self, arm: Arm) -> prompts.PromptSet:
-        key = digest(arm.prompts.model_dump(mode="json"))
-        if key not in self._sets:
-            self._sets[key] = prompts.load(arm.prompts)
-        return self._sets[key]
-
-    def _digest(self, of: Callable[[Iterable[Prompt]], str], arm: Arm, split: str) -> str:
-        """`of` the split, once: over a large data set it takes tens of milliseconds."""
-        key = (of.__name__, digest(arm.prompts.model_dump(mode="json")), split)
-        if key not in self._digests:
-            got = self.prompt_set(arm)
-            self._digests[key] = of(got.train if split == "train" else got.eval)
-        return self._digests[key]
-
-    def _component(self, kind: str, component: Component, arm: Arm, split: str) -> dict[str, Any]:
-        """What of a component its stage depends on. Files that its arguments name count, and with
-        one of the user's own all of a prompt; modules that it imports don't."""
-        use = component.use
-        if (kind, use) not in self._sources:
-            self._sources[kind, use] = components.source_digest(kind, use)
-        inputs: dict[str, Any] = {"use": _portable(use), "source": self._sources[kind, use]}
-        if ":" in use:
-            inputs["prompts"] = self._digest(prompts.rows_digest, arm, split)
-        named = {k: v for k, v in flatten(component.args).items() if isinstance(v, str)}
-        files = {k: file_digest(Path(v)) for k, v in named.items() if _is_file(v)}
-        # A folder is a model: of a reward, of embeddings. Or the user's own lists.
-        files |= {k: folder_digest(Path(v)) for k, v in named.items() if _is_folder(v)}
-        if files or ":" in use:
-            inputs["files"] = files
-        if "kind" in component.args.values():
-            # `by: kind`: the labels that the prompts are grouped by.
-            inputs["kinds"] = self._digest(prompts.kinds_digest, arm, split)
-        return inputs
-
-    def _links(self, name: str, seed: int) -> dict[str, Node]:
+    def _links(self, name: str, seed: int, number: int) -> dict[str, Node]:
         arm = self.arms[name]
         links = {"1_prompts": self._prompts(name)}
         if arm.train is not None:
-            for suffix, (sample, score) in self._pools(name, seed).items():
+            for suffix, (sample, score) in self._pools(name, seed, number).items():
                 links[f"2_sample{suffix}"] = sample
                 links[f"3_score{suffix}"] = score
-            links["4_select"] = self._guarded(self._select, name, seed)
-            links["5_train"] = self._train(name, seed)
-        end = self._eval(name, seed)
+            links["4_select"] = self._guarded(self._select, name, seed, number)
+            links["5_train"] = self._train(name, seed, number)
+        end = self._eval(name, seed, number)
         links["6_eval_sample"], links["6_eval_score"] = end.needs
         links["6_eval"] = end
         return links
@@ -156,94 +132,156 @@ class Plan:
 
     def _prompts(self, name: str) -> Node:
         arm = self.arms[name]
-        splits = {s: self._digest(prompts.rows_digest, arm, s) for s in ("train", "eval")}
+        splits = {s: self.identity.digest(prompts.rows_digest, arm, s) for s in ("train", "eval")}
         inputs = {"kind": "prompts", **splits}
-        return self._node("prompts", f"prompts ({name})", inputs, set=self.prompt_set(arm))
+        return self._node("prompts", f"prompts ({name})", inputs, set=self.identity.prompt_set(arm))
 
-    def _model(self, arm: Arm) -> dict[str, Any]:
-        """What of the model is part of an id: its weights, and how text becomes tokens."""
-        base, revision = arm.model.base, arm.model.revision
-        if Path(base).is_absolute() and not Path(base).is_dir():
-            raise ConfigError(f"model.base: no such folder: {base}")
-        if (base, revision) not in self._models:
-            self._models[base, revision] = model_digest(base, revision)
-        weights = self._models[base, revision]
-        return {"weights": weights, "chat": chat_digest(arm.chat)}
-
-    def _policy(self, policy: str, seed: int) -> Node | None:
-        return None if policy == "base" else self._train(policy.removeprefix("arm:"), seed)
+    def _policy(
+        self, name: str, asked: Sample, seed: int, number: int
+    ) -> tuple[Node | None, str | None]:
+        """The training that made the adapter to sample with, or the adapter's folder."""
+        if number > 1 and asked.model is None:
+            return self._train(name, seed, number - 1), None
+        if asked.policy.startswith("arm:"):
+            return self._train(asked.policy.removeprefix("arm:"), seed), None
+        return None, None if asked.policy == "base" else asked.policy
 
     def _sample(
-        self, name: str, split: str, use: str, decoding: Decoding, policy: Node | None, seed: int
+        self,
+        name: str,
+        split: str,
+        asked: Sample | Eval,
+        seed: int,
+        number: int = 1,
+        pool_name: str = "",
+        before: Sequence[Node] = (),
     ) -> Node:
-        arm, data = self.arms[name], self._prompts(name)
-        engine = (arm.eval if split == "eval" else arm.sample).engine
-        if use != "reference":
-            section = "eval" if split == "eval" else "sample"
-            components.find("samplers", use, self._where(name, section))
-        component = self._component("samplers", Component(use=use), arm, split)
-        model = self._model(arm)
-        settings = {k: v for k, v in decoding.model_dump().items() if k in Decoding.model_fields}
-        if use == "reference":
-            drawn: dict[str, Any] = {
-                "solutions": self._digest(prompts.solutions_digest, arm, split)
-            }
+        """asked: the settings to sample with. number: the round. before: the score stages of the pools
+        before it."""
+        arm, data, use = self.arms[name], self._prompts(name), asked.use
+        is_eval, is_reference = isinstance(asked, Eval), use == "reference"
+        where = self._where(name, "eval" if is_eval else "sample")
+        if pool_name and not is_reference:
+            where += f".pools.{pool_name}"
+        folder: str | None = None
+        node = base = None
+        if isinstance(asked, Eval):
+            node = self._train(name, seed, number) if arm.train is not None else None
+        elif not is_reference:
+            node, folder = self._policy(name, asked, seed, number)
+            base = asked.model
+        model = base or arm.model
+        chat = self.identity.chat(arm, {} if is_reference else asked.chat)
+        sampler = Component(use=use, args=asked.args)
+        # Engines on many machines draw the same samples as one here.
+        alike = Component(use="vllm") if use == "ray" else sampler
+        if not is_reference:
+            components.bind("samplers", sampler, where)
+        component = self.identity.component("samplers", alike, arm, split)
+        settings = {k: v for k, v in asked.model_dump().items() if k in Decoding.model_fields}
+        drawn: dict[str, Any] = {}
+        if is_reference:
+            drawn["solutions"] = self.identity.digest(prompts.solutions_digest, arm, split)
         else:
-            drawn = {k: v for k, v in settings.items() if k not in ("n", "logprobs")}
-            drawn["policy"] = "base" if policy is None else policy.key
-            drawn["engine"] = {"dtype": engine.dtype, "extra": engine.extra}
-            if decoding.temperature > 0:
-                drawn["seed"] = seed
-            if decoding.beam_width:
-                # Where the budget ends decides which beams win.
-                drawn["max_len"] = arm.model.max_len
-            if ":" in use:
-                drawn |= {"source": component["source"], "prompts": component["prompts"]}
+            adapter = (
+                node.key if node else self.identity.adapter(folder, where) if folder else "base"
+            )
+            drawn = drawn_by(asked, model, adapter, seed, component)
+            if "{answer}" in chat.prompt:
+                drawn["answers"] = self.identity.digest(prompts.gold_digest, arm, split)
         # The pool is what a candidate's id is made of, with its prompt and index.
-        pool = {"kind": "sample", "use": component["use"], "model": model, "decoding": drawn}
+        pool = {
+            "kind": "sample",
+            "use": component["use"],
+            "model": self.identity.model(model, chat),
+            "decoding": drawn,
+        }
         inputs = {
             **pool,
             "n": settings["n"],
             "logprobs": settings["logprobs"],
-            "questions": self._digest(prompts.questions_digest, arm, split),
-            "max_len": arm.model.max_len,
+            "questions": self.identity.digest(prompts.questions_digest, arm, split),
+            "max_len": model.max_len,
             "sampler": component,
         }
-        late = split == "eval"
+        if pool_name:
+            inputs["pool"] = pool_name
+        needs = [n for n in (data, node) if n is not None]
+        allocate = Component(use="uniform")
+        unless_solved_by: list[Node] = []
+        if isinstance(asked, Sample) and not is_reference:
+            allocate = asked.allocate
+            if asked.only == "unsolved":
+                unless_solved_by = list(before)
+                inputs["unless_solved_by"] = [n.key for n in before]
+                needs += before
+        adapts = allocate.use != "uniform"
+        counts_reference = bool(adapts and arm.train and arm.train.include_reference)
+        if adapts:
+            assert isinstance(asked, Sample)
+            inputs["allocate"] = self._allocate(name, asked, where)
+            inputs["verdicts"] = self._verdicts(name, split)
+            if counts_reference:
+                inputs["ways"] = self.identity.digest(prompts.solutions_digest, arm, split)
+        label = "eval sample" if is_eval else "sample"
         return self._node(
             "sample",
-            f"{'eval sample' if late else 'sample'} ({name}, seed {seed})",
+            f"{label} ({name}{_nth(number)}{f' {pool_name}' if pool_name else ''}, seed {seed})",
             inputs,
-            *(n for n in (data, policy) if n is not None),
-            late=late,
+            *needs,
+            late=is_eval,
             split=split,
             prompts=str(data.dir.path / split),
-            model=arm.model.model_dump(mode="json"),
-            chat=arm.chat.model_dump(mode="json"),
-            engine=engine.model_dump(mode="json"),
+            model=model.model_dump(mode="json"),
+            chat=chat.model_dump(mode="json"),
+            engine=asked.engine.model_dump(mode="json"),
             use=use,
+            args=asked.args,
             decoding=settings,
-            adapter=str(policy.dir.path) if policy else None,
+            adapter=str(node.dir.path) if node else folder,
             pool=digest(pool),
+            pool_name=pool_name,
+            allocate=allocate.model_dump(mode="json"),
+            distinct=asked.distinct if isinstance(asked, Sample) else "text",
+            train_on_reference=counts_reference,
+            unless_solved_by=[str(n.dir.path) for n in unless_solved_by],
         )
 
-    def _score(self, name: str, split: str, sample: Node) -> Node:
-        arm, data = self.arms[name], self._prompts(name)
+    def _allocate(self, name: str, asked: Sample, where: str) -> dict[str, Any]:
+        """What of an allocator the samples depend on."""
+        components.bind("allocators", asked.allocate, f"{where}.allocate")
+        for i, scorer in enumerate(self.arms[name].score):
+            if components.is_stream(scorer.use):
+                raise ConfigError(
+                    f"{where}.allocate.use: {asked.allocate.use} needs verdicts while it samples, and "
+                    f"score.{i}: {scorer.use} gives none before: use scorers that judge one candidate "
+                    "at a time, or set allocate.use to uniform"
+                )
+        what = self.identity.component("allocators", asked.allocate, self.arms[name], "train")
+        return {**what, "args": flatten(asked.allocate.args), "distinct": asked.distinct}
+
+    def _verdicts(self, name: str, split: str) -> dict[str, Any]:
+        """What the verdicts on given candidates depend on."""
+        arm = self.arms[name]
         setting, given, rule = arm.scorers(split)
         scorers = []
         for i, scorer in enumerate(given):
             # Bound now, so that a wrong argument is found before anything is sampled.
             components.bind("scorers", scorer, self._where(name, f"{setting}.{i}"))
-            what = self._component("scorers", scorer, arm, split)
-            scorers.append({**what, "args": _without_folders(scorer.args)})
+            what = self.identity.component("scorers", scorer, arm, split)
+            scorers.append({**what, "args": without_folders(scorer.args)})
         inputs: dict[str, Any] = {
-            "kind": "score",
-            "candidates": sample.key,
-            "gold": self._digest(prompts.gold_digest, arm, split),
+            "gold": self.identity.digest(prompts.gold_digest, arm, split),
             "score": scorers,
         }
         if len(scorers) > 1:
             inputs["combine"] = rule.model_dump(mode="json")
+        return inputs
+
+    def _score(self, name: str, split: str, sample: Node) -> Node:
+        arm, data = self.arms[name], self._prompts(name)
+        _, given, rule = arm.scorers(split)
+        inputs = {"kind": "score", "candidates": sample.key, **self._verdicts(name, split)}
         return self._node(
             "score",
             sample.label.replace("sample", "score", 1),
@@ -257,38 +295,48 @@ class Plan:
             combine=rule.model_dump(mode="json"),
         )
 
-    def _pools(self, name: str, seed: int) -> dict[str, tuple[Node, Node]]:
-        """Link suffix -> (candidates, their scores): references, then each policy's samples."""
+    def _pools(self, name: str, seed: int, number: int) -> dict[str, tuple[Node, Node]]:
+        """Link suffix -> (candidates, their scores): references, then each pool of a round."""
         arm = self.arms[name]
         assert arm.train is not None
-        found: dict[str, Node] = {}
-        solved = any(p.solution is not None for p in self.prompt_set(arm).train)
+        solved = any(p.solution is not None for p in self.identity.prompt_set(arm).train)
         if arm.sample.use == "reference" and not solved:
             raise ConfigError(
                 f"{self._where(name, 'sample.use')}: reference needs worked solutions, and the "
                 f"training data has none: leave this arm out (arms.{name}=null, and another "
                 "compare.baseline), or map their column with prompts.args.solution"
             )
-        if solved and arm.train.include_reference:
-            once = Decoding(n=1)
-            found["_reference"] = self._sample(name, "train", "reference", once, None, seed)
-        if arm.sample.use != "reference":
-            for policy in arm.sample.policies:
-                suffix = "" if len(arm.sample.policies) == 1 else f"_{policy.replace(':', '_')}"
-                node = self._policy(policy, seed)
-                found[suffix] = self._sample(name, "train", arm.sample.use, arm.sample, node, seed)
-        return {suffix: (node, self._score(name, "train", node)) for suffix, node in found.items()}
+        made: dict[str, tuple[Node, Node]] = {}
 
-    def _select(self, name: str, seed: int) -> Node:
+        def add(suffix: str, asked: Sample, pool_name: str) -> None:
+            before = [score for key, (_, score) in made.items() if key != "_reference"]
+            node = self._sample(name, "train", asked, seed, number, pool_name, before)
+            made[suffix] = node, self._score(name, "train", node)
+
+        if solved and arm.train.include_reference:
+            add("_reference", Sample(use="reference", n=1), "reference")
+        if arm.sample.use != "reference":
+            for pool_name, asked in arm.sample.each_pool().items():
+                add(f"_{pool_name}" if pool_name else "", asked, pool_name)
+        return made
+
+    def _select(self, name: str, seed: int, number: int) -> Node:
         arm, data = self.arms[name], self._prompts(name)
-        pools = list(self._pools(name, seed).values())
+        rounds = range(1, number + 1) if arm.rounds.survivors == "keep" else [number]
+        found = {
+            # References are the same in every round.
+            (suffix if suffix == "_reference" else f"{suffix}@{i}"): pair
+            for i in rounds
+            for suffix, pair in self._pools(name, seed, i).items()
+        }
+        pools, chat = list(found.values()), self.identity.chat(arm, {})
         specs, slices, needs = [], [], [data]
         for i, component in enumerate(arm.select):
             where = self._where(name, f"select.{i}")
             args, counts, keyed = dict(component.args), {}, dict(component.args)
             for key, value in component.args.items():
                 if isinstance(value, str) and value.startswith("arm:"):
-                    other = self._guarded(self._select, value.removeprefix("arm:"), seed)
+                    other = self._selected(value.removeprefix("arm:"), seed)
                     counts[key], keyed[key] = str(other.dir.path), other.key
                     needs.append(other)
             known = components.parameters("selectors", component.use, where)
@@ -297,32 +345,66 @@ class Plan:
             # Bound now, so that a wrong argument is found before anything is sampled.
             components.bind("selectors", Component(use=component.use, args=args), where)
             specs.append({"use": component.use, "args": args, "counts": counts})
-            what = self._component("selectors", component, arm, "train")
-            slices.append({**what, "args": _without_folders(keyed)})
-        inputs = {"kind": "select", "pools": [score.key for _, score in pools], "select": slices}
+            what = self.identity.component("selectors", component, arm, "train")
+            slices.append({**what, "args": without_folders(keyed)})
+        inputs = {
+            "kind": "select",
+            "pools": [score.key for _, score in pools],
+            "select": slices,
+            "chat": chat_digest(chat),
+        }
         return self._node(
             "select",
-            f"select ({name}, seed {seed})",
+            f"select ({name}{_nth(number)}, seed {seed})",
             inputs,
             *needs,
             *(node for pair in pools for node in pair),
             prompts=str(data.dir.path / "train"),
-            pools=[{"sample": str(a.dir.path), "score": str(b.dir.path)} for a, b in pools],
+            pools=[
+                {
+                    **_paths(a, b),
+                    # Its tokens, and its prompts, are those that the model is trained with.
+                    "own_tokens": a.job["model"] == arm.model.model_dump(mode="json"),
+                    "own_prompts": a.job["chat"] == chat.model_dump(mode="json"),
+                }
+                for a, b in pools
+            ],
             selectors=specs,
             model=arm.model.model_dump(mode="json"),
-            chat=arm.chat.model_dump(mode="json"),
+            chat=chat.model_dump(mode="json"),
             must_sample=arm.sample.use != "reference",
+            rounds=self._rounds(name, seed, number),
         )
 
-    def _train(self, name: str, seed: int) -> Node:
+    def _rounds(self, name: str, seed: int, number: int) -> dict[str, Any] | None:
+        """What it takes to see whether a round's samples have lost their variety."""
+        arm = self.arms[name]
+        if arm.last_round == 1:
+            return None
+        pools = self._pools(name, seed, number)
+        first = self._guarded(self._select, name, seed, 1) if number > 1 else None
+        return {
+            "number": number,
+            "pools": [_paths(*pair) for key, pair in pools.items() if key != "_reference"],
+            "first": str(first.dir.path) if first else None,
+            "distinct": arm.sample.distinct,
+            "on_collapse": arm.rounds.on_collapse,
+        }
+
+    def _selected(self, name: str, seed: int) -> Node:
+        """What an arm has selected in its last round."""
+        return self._guarded(self._select, name, seed, self.arms[name].last_round)
+
+    def _train(self, name: str, seed: int, number: int | None = None) -> Node:
+        """An arm's training in a round, by default its last."""
         if name not in self.arms or self.arms[name].train is None:
             raise ConfigError(f"arm {name!r} trains nothing, so it has no policy to sample from")
-        return self._guarded(self._train_node, name, seed)
+        return self._guarded(self._train_node, name, seed, number or self.arms[name].last_round)
 
-    def _train_node(self, name: str, seed: int) -> Node:
+    def _train_node(self, name: str, seed: int, number: int) -> Node:
         arm = self.arms[name]
         assert arm.train is not None
-        select = self._guarded(self._select, name, seed)
+        select = self._guarded(self._select, name, seed, number)
         settings = arm.train.model_dump(mode="json")
         # These change speed, memory or safety, not what is learnt.
         for speed in ("launch", "checkpoint_every", "tokens_per_batch", "gradient_checkpointing"):
@@ -341,15 +423,25 @@ class Plan:
         inputs = {
             "kind": "train",
             "rows": select.key,
-            "weights": self._model(arm)["weights"],
+            "weights": self.identity.model(arm.model, arm.chat)["weights"],
             "train": settings,
             "seed": seed,
         }
+        start, folder = None, None
+        if arm.rounds.init == "last" and arm.sample.use != "reference":
+            start, folder = self._policy(
+                name, next(iter(arm.sample.each_pool().values())), seed, number
+            )
+            if start or folder:
+                inputs["start"] = (
+                    start.key if start else self.identity.adapter(folder or "", "sample")
+                )
         return self._node(
             "train",
-            f"train ({name}, seed {seed})",
+            f"train ({name}{_nth(number)}, seed {seed})",
             inputs,
-            *(n for n in (select, match) if n is not None),
+            *(n for n in (select, match, start) if n is not None),
+            start=str(start.dir.path) if start else folder,
             model=arm.model.model_dump(mode="json"),
             train=arm.train.model_dump(mode="json"),
             seed=seed,
@@ -357,14 +449,12 @@ class Plan:
             match=str(match.dir.path) if match else None,
         )
 
-    def _eval(self, name: str, seed: int) -> Node:
-        arm = self.arms[name]
-        policy = None if arm.train is None else self._train(name, seed)
-        sample = self._sample(name, "eval", arm.eval.use, arm.eval, policy, seed)
+    def _eval(self, name: str, seed: int, number: int) -> Node:
+        sample = self._sample(name, "eval", self.arms[name].eval, seed, number)
         score = self._score(name, "eval", sample)
         return self._node(
             "eval",
-            f"eval ({name}, seed {seed})",
+            f"eval ({name}{_nth(number)}, seed {seed})",
             {"kind": "eval", "scores": score.key},
             sample,
             score,
@@ -378,44 +468,27 @@ class Plan:
         top = setting.split(".")[0]
         return f"arms.{name}.{setting}" if top in self.experiment.arms[name] else setting
 
-    def _guarded(self, make: Any, name: str, seed: int) -> Node:
-        """Makes an arm's node once, and refuses to go round in a circle of references."""
-        known = (make.__name__, name, seed)
+    def _guarded(self, make: Any, name: str, seed: int, number: int) -> Node:
+        """Makes a round's node once, and refuses to go round in a circle of references."""
+        known = (make.__name__, name, seed, number)
         if known in self._made:
             return self._made[known]
-        step = f"{make.__name__.strip('_')} {name}"
+        step = f"{make.__name__.strip('_')} {name} {number}"
         if step in self._open:
             arms = [s.split()[1] for s in self._open[self._open.index(step) :]] + [name]
             raise ConfigError(f"arms: {' -> '.join(dict.fromkeys(arms))} -> {name}: a circle")
         self._open.append(step)
         try:
-            node: Node = make(name, seed)
+            node: Node = make(name, seed, number)
         finally:
             self._open.pop()
         self._made[known] = node
         return node
 
 
-def _without_folders(args: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as {dotted path: value}. A file counts by what it holds and its format, not by where
-    it lies."""
-    return {
-        k: Path(v).suffix if isinstance(v, str) and (_is_file(v) or _is_folder(v)) else v
-        for k, v in flatten(args).items()
-    }
+def _paths(sample: Node, score: Node) -> dict[str, str]:
+    return {"sample": str(sample.dir.path), "score": str(score.dir.path)}
 
 
-def _is_file(text: str) -> bool:
-    # A bare word is a setting, even if a file of that name lies around.
-    return "/" in text and os.path.isfile(text)
-
-
-def _is_folder(text: str) -> bool:
-    return "/" in text and os.path.isdir(text)
-
-
-def _portable(use: str) -> str:
-    """`use` without the folder of a file of the user's: its source is in the key already, and a
-    moved checkout must not make a run anew."""
-    where, _, name = use.rpartition(":")
-    return f"{Path(where).name}:{name}" if where.endswith(".py") else use
+def _nth(number: int) -> str:
+    return f" round {number}" if number > 1 else ""

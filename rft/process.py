@@ -75,10 +75,12 @@ def stage_main(run: Callable[[list[dict[str, Any]]], None]) -> None:
 class Progress:
     """A line of progress: rewritten on a terminal, printed every 15 seconds elsewhere.
 
-    done counts rows; `note` is a short figure such as a rate or a loss.
+    done counts rows; `note` is a short figure such as a rate or a loss. at_most: `total` may well not
+    be reached, so the time that is left is not known.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0):
+    def __init__(self, label: str, total: int, done: int = 0, at_most: bool = False):
+        self.at_most = at_most
         self.label, self.total, self.done, self._from = label, total, done, done
         self._start = self._last = time.monotonic()
         fd = int(os.environ.get("RFT_TERMINAL", "2"))
@@ -93,8 +95,9 @@ class Progress:
         self._last = now
         rate = (self.done - self._from) / max(now - self._start, 1e-9)
         left = (self.total - self.done) / rate if rate else 0
-        line = f"  {self.label}: {self.done:,}/{self.total:,}, {note + ', ' if note else ''}"
-        line += f"{int(left // 60)}:{int(left % 60):02d} left"
+        of = f" of at most {self.total:,}" if self.at_most else f"/{self.total:,}"
+        line = f"  {self.label}: {self.done:,}{of}, {note + ', ' if note else ''}"
+        line += f"{'at most ' if self.at_most else ''}{int(left // 60)}:{int(left % 60):02d} left"
         say(f"\r{line:<90}" if self._live else line, end="" if self._live else "\n")
         self._shown = True
 

@@ -96,14 +96,13 @@ def _built_in(kind: str) -> list[str]:
     for name in names:
         out.extend([f"### `{name}`", ""])
         found = components.find(kind, name)
-        if kind == "samplers":
-            # They take no arguments of their own, and what they are is said at the file's top.
-            about = inspect.getdoc(sys.modules[found.__module__]) or ""
-            out.extend([" ".join(about.split("\n\n")[0].split()), ""])
-            continue
         parameters = list(inspect.signature(found, eval_str=True).parameters.values())
         own = {p.name: p for p in parameters[components.given(kind, found) :]}
         prose, meanings = _docstring(inspect.getdoc(found) or "", list(own))
+        if kind == "samplers":
+            # What they are is said at the file's top; the function tells of its arguments, if any.
+            about = inspect.getdoc(sys.modules[found.__module__]) or ""
+            prose = [" ".join(about.split("\n\n")[0].split()), *(prose if own else [])]
         for paragraph in prose:
             out.extend([paragraph, ""])
         if own:
@@ -136,6 +135,8 @@ def _anchor(path: str) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Section):
+        return _plain(value.model_dump(exclude_defaults=True))
     if isinstance(value, list):
         value = [
             v.model_dump(exclude_defaults=True) if isinstance(v, Section) else v for v in value

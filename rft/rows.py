@@ -13,7 +13,7 @@ import os
 import time
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,12 +91,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def table(rows: Iterable[Any], row_type: type) -> pa.Table:
-    """Rows as columns."""
+def table(rows: Iterable[Any], row_type: type, columns: list[str] | None = None) -> pa.Table:
+    """Rows as columns; `columns`: only these."""
     rows = list(rows)
-    names = [f.name for f in dataclasses.fields(row_type)]
-    columns = {name: [getattr(row, name) for row in rows] for name in names}
-    return pa.table(columns, schema=schema(row_type))
+    whole = schema(row_type)
+    names = columns or whole.names
+    return pa.table(
+        {name: [getattr(row, name) for row in rows] for name in names},
+        schema=pa.schema([whole.field(name) for name in names]),
+    )
 
 
 def write_part(folder: Path, rows: "Iterable[Any] | pa.Table", row_type: type) -> Path | None:
@@ -118,20 +121,31 @@ def clear(folder: Path) -> None:
         path.unlink()
 
 
-def parts(folder: Path, known: Collection[Path] = ()) -> list[Path]:
-    """The folder's readable parts in order; unreadable ones are renamed to `.torn`.
+def merge_small(folder: Path, rows: int = 1024) -> None:
+    """Makes one part of those with fewer rows than this, where there are many: a stage that writes
+    often, so as to lose little, leaves few files behind."""
+    small = [path for path in parts(folder) if pq.read_metadata(path).num_rows < rows]
+    if len(small) < 8:
+        return
+    tables = []
+    for path in small:
+        with whole(path):
+            tables.append(pq.read_table(path, page_checksum_verification=True))
+    # A kill from here on leaves rows in two parts, and readers take each once.
+    write_part(folder, pa.concat_tables(tables), object)
+    for path in small:
+        path.unlink()
 
-    known: parts to leave out, which are not looked at again.
-    """
+
+def parts(folder: Path) -> list[Path]:
+    """The folder's readable parts in order; unreadable ones are renamed to `.torn`."""
     good = []
-    for path in sorted(set(folder.glob("part-*.parquet")).difference(known)):
+    for path in sorted(folder.glob("part-*.parquet")):
         try:
             pq.read_metadata(path)
             good.append(path)
         except (pa.ArrowInvalid, OSError):
-            # Another stage's process may look at the same time.
-            with contextlib.suppress(FileNotFoundError):
-                path.rename(path.with_suffix(".parquet.torn"))
+            path.rename(path.with_suffix(".parquet.torn"))
     return good
 
 
@@ -151,14 +165,9 @@ def whole(path: Path) -> Iterator[None]:
         ) from fault
 
 
-def batches(
-    folder: Path, columns: list[str] | None = None, paths: Iterable[Path] | None = None
-) -> Iterator[pa.RecordBatch]:
-    """The folder's rows in Arrow batches, each id once. The first column is the id.
-
-    paths: only these parts of it, by default all.
-    """
-    chosen = parts(folder) if paths is None else list(paths)
+def batches(folder: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The folder's rows in Arrow batches, each id once. The first column is the id."""
+    chosen = parts(folder)
     # A row is in two parts only where a disk was torn, so ids are kept only where that is so.
     seen: set[str] | None = set() if _has_doubles(chosen) else None
     for path in chosen:

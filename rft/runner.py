@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def run(experiment: Experiment, until: str | None = None, update: bool = False) 
         _skip_note(nodes)
         wanted = _needed(nodes, until)
         while batch := _next_batch(wanted):
-            _run_batch(plan, batch, _beside(batch, wanted), handle)
+            _run_batch(plan, batch, nodes, handle)
         if until is None:
             _report(plan, handle)
     return folder
@@ -152,30 +151,27 @@ def _next_batch(nodes: list[Node]) -> list[Node]:
 def _process_of(node: Node) -> str:
     """Stages with equal answers can share a process."""
     if node.kind == "sample":
-        return digest(node.job["use"], node.job["model"], node.job["engine"], node.job["chat"])
+        return digest(*(node.job[part] for part in ("use", "args", "model", "engine")))
     if node.kind == "train":
         return str(node.job["train"]["launch"])
     return ""
 
 
-def _beside(batch: list[Node], nodes: list[Node]) -> list[Node]:
-    """Score stages that can run while these sample: their scorers are all in worker processes, so
+def _scored_with(batch: list[Node], nodes: list[Node]) -> list[Node]:
+    """Score stages that are filled while these sample: their scorers are all in worker processes, so
     that they need no memory of the GPU and no prompt as a whole."""
-    if batch[0].kind != "sample":
-        return []
     return [
         node
         for node in nodes
         if node.kind == "score"
-        and not node.done
         and any(need in batch for need in node.needs)
-        and all(need.done or need in batch for need in node.needs)
         and not any(components.is_stream(spec["use"]) for spec in node.job["scorers"])
     ]
 
 
-def _run_batch(plan: Plan, batch: list[Node], beside: list[Node], lock: int) -> None:
-    labels = [node.label for node in batch + beside]
+def _run_batch(plan: Plan, batch: list[Node], nodes: list[Node], lock: int) -> None:
+    beside = _scored_with(batch, nodes) if batch[0].kind == "sample" else []
+    labels = [node.label for node in batch]
     process.say(", ".join(labels) if len(labels) < 4 else f"{labels[0]} and {len(labels) - 1} more")
     for node in batch + beside:
         node.dir.path.mkdir(parents=True, exist_ok=True)
@@ -185,16 +181,21 @@ def _run_batch(plan: Plan, batch: list[Node], beside: list[Node], lock: int) -> 
         for node in batch:
             _write_prompts(node)
     else:
+        jobs = [node.job for node in batch]
+        if batch[0].kind == "sample":
+            jobs = [
+                {**node.job, "scores": [score.job for score in beside if node in score.needs]}
+                for node in batch
+            ]
         launch = batch[0].job["train"]["launch"] if batch[0].kind == "train" else None
-        jobs = [(batch[0].kind, [node.job for node in batch])]
-        if beside:
-            jobs.append((beside[0].kind, [{**node.job, "follow": True} for node in beside]))
-        _spawn(plan, jobs, lock, launch)
-    for node in batch + beside:
+        _spawn(plan, batch[0].kind, jobs, lock, launch)
+    for node in batch:
         manifest = node.dir.manifest()
         if manifest is None:
             raise RftError(f"{node.label}: its process ended without finishing it")
-        _say_done(node, manifest)
+    for node in batch + beside:
+        if manifest := node.dir.manifest():
+            _say_done(node, manifest)
     process.say(f"  {time.monotonic() - started:.1f} s")
 
 
@@ -238,44 +239,9 @@ def _write_prompts(node: Node) -> None:
 
 
 def _spawn(
-    plan: Plan, batches: list[tuple[str, list[dict[str, Any]]]], lock: int, launch: str | None
+    plan: Plan, kind: str, jobs: list[dict[str, Any]], lock: int, launch: str | None
 ) -> None:
-    """Runs the processes of stages side by side to their end; the first is the one that counts: if
-    it does not do its jobs, the others are stopped. Raises RftError, or KeyboardInterrupt after Ctrl-C.
-    """
-    terminal = os.dup(2)
-    children: list[tuple[str, Path, subprocess.Popen[bytes]]] = []
-    try:
-        for kind, jobs in batches:
-            children.append((kind, *_start(plan, kind, jobs, lock, launch, terminal)))
-        children[0][2].wait()
-        # By what it has done: one that ends early with exit code 0 would be waited for for ever.
-        if all(rundir.StageDir(Path(job["folder"])).manifest() for job in batches[0][1]):
-            for _, _, child in children[1:]:
-                child.wait()
-        else:
-            _stop(child for _, _, child in children[1:])
-            del children[1:]
-    except KeyboardInterrupt:
-        process.say("\nstopping: writing what is finished ...")
-        raise
-    finally:
-        # After Ctrl-C, which they get too, or where one of them could not be started.
-        _stop(child for _, _, child in children)
-        os.close(terminal)
-    for kind, log, child in children:
-        _check_end(kind, log, child.returncode)
-
-
-def _start(
-    plan: Plan,
-    kind: str,
-    jobs: list[dict[str, Any]],
-    lock: int,
-    launch: str | None,
-    terminal: int,
-) -> tuple[Path, subprocess.Popen[bytes]]:
-    """Starts a stage's process; its log, and the process."""
+    """Runs a stage's process to its end. Raises RftError, or KeyboardInterrupt after Ctrl-C."""
     logs = plan.folder / "logs"
     stamp = time.strftime("%m%d-%H%M%S")
     log = logs / f"{stamp}-{kind}.log"
@@ -284,20 +250,31 @@ def _start(
     command = [sys.executable, "-m", f"rft.stages.{kind}", str(job_file)]
     if kind == "train":
         command = _accelerate(launch) + command[1:]
-    with open(log, "wb") as out:
-        return log, subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            pass_fds=(terminal, lock),
-            env={
-                **os.environ,
-                **_environment(),
-                "RFT_TERMINAL": str(terminal),
-                "RFT_PARENT": str(os.getpid()),
-            },
-        )
+    terminal = os.dup(2)
+    try:
+        with open(log, "wb") as out:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                pass_fds=(terminal, lock),
+                env={
+                    **os.environ,
+                    **_environment(),
+                    "RFT_TERMINAL": str(terminal),
+                    "RFT_PARENT": str(os.getpid()),
+                },
+            )
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:
+                process.say("\nstopping: writing what is finished ...")
+                _stop(child)
+                raise
+    finally:
+        os.close(terminal)
+    _check_end(kind, log, code)
 
 
 def _check_end(kind: str, log: Path, code: int) -> None:
@@ -316,18 +293,15 @@ def _check_end(kind: str, log: Path, code: int) -> None:
         )
 
 
-def _stop(children: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Lets the processes that still run write what they hold, and waits for them."""
-    running = [child for child in children if child.poll() is None]
-    for child in running:
-        child.send_signal(signal.SIGTERM)
-    until = time.monotonic() + STOP_S
-    for child in running:
-        try:
-            child.wait(timeout=max(until - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+def _stop(child: "subprocess.Popen[bytes]") -> None:
+    """Lets a process write what it holds, and waits for it."""
+    # It may have had the terminal's Ctrl-C already; a second signal changes nothing.
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(timeout=STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _accelerate(launch: str | None) -> list[str]:
@@ -397,4 +371,4 @@ def _report(plan: Plan, lock: int) -> None:
         "k": experiment.eval.k,
         "arms": entries,
     }
-    _spawn(plan, [("report", [job])], lock, None)
+    _spawn(plan, "report", [job], lock, None)

@@ -3,7 +3,8 @@ that batch or wait, and one verdict out of several (rft/combine.py).
 
 Candidates go to worker processes as columns, straight from the parts on disk. A scorer that hangs,
 crashes or raises makes that candidate unknown and nothing else. Truncated candidates are settled
-before any scorer sees them: whatever their text holds, they are `unknown: truncated`.
+before any scorer sees them, and so are those that were stopped in a loop: whatever their text holds,
+they are `unknown: truncated` and `unknown: loop`.
 """
 
 import json
@@ -14,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,8 +23,20 @@ import pyarrow.compute as pc
 
 from rft import components, rows, workers
 from rft.combine import combine, settled
-from rft.config import Combine, Component
-from rft.types import Candidate, Finish, Prompt, RftError, Score, ScoreRow, StreamScorer, Verdict
+from rft.config import Combine, Component, Loops
+from rft.loops import AUDIT_COLUMNS, audit, is_audited
+from rft.rundir import StageDir
+from rft.types import (
+    CUT_OFF,
+    Candidate,
+    Finish,
+    Prompt,
+    RftError,
+    Score,
+    ScoreRow,
+    StreamScorer,
+    Verdict,
+)
 
 TIMEOUT_S = 10.0
 """Seconds that the scorers in worker processes may together spend on one candidate."""
@@ -198,11 +212,12 @@ def _json(told: Scores) -> str:
 
 def split_truncated(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """The candidates to be scored, and the score rows of those that were cut off."""
-    cut = pc.equal(batch.column("finish"), str(Finish.LENGTH))
+    cut = pc.is_in(batch.column("finish"), value_set=pa.array(map(str, CUT_OFF)))
     of = batch.filter(cut)
-    score = Score(Verdict.UNKNOWN, "truncated")
-    told: list[Scores] = [[score]] * of.num_rows
-    final = _batch(of.column("id"), of.column("prompt_id"), [score] * of.num_rows, told)
+    ends = of.column("finish").to_pylist()
+    scores = [Score(Verdict.UNKNOWN, CUT_OFF[Finish(end)]) for end in ends]
+    told: list[Scores] = [[score] for score in scores]
+    final = _batch(of.column("id"), of.column("prompt_id"), scores, told)
     return batch.filter(pc.invert(cut)), final
 
 
@@ -347,6 +362,51 @@ def _streamed(
             f"score: {use} gave no score for {len(held)} candidates, for instance {min(held)}: it "
             "must yield one for each that it takes"
         )
+
+
+def commit(
+    folder: Path,
+    source: Path,
+    label: str,
+    seconds: float,
+    loops: Loops | None = None,
+    **more: Any,
+) -> None:
+    """Ends a score stage. folder: of its score rows; source: of its candidates; loops: the rule by
+    which these were stopped.
+
+    Raises RftError unless each candidate has one verdict.
+    """
+    verdicts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    right: set[str] = set()
+    count = 0
+    for batch in rows.batches(folder, ["id", "verdict", "reason"]):
+        count += batch.num_rows
+        verdicts.update(batch.column("verdict").to_pylist())
+        if loops is not None:
+            correct = batch.filter(pc.equal(batch.column("verdict"), str(Verdict.CORRECT)))
+            right.update(id for id in correct["id"].to_pylist() if is_audited(id, loops))
+        unknown = batch.filter(pc.equal(batch.column("verdict"), str(Verdict.UNKNOWN)))
+        # `format:tags` is counted as format: a line a reason, not a line a row.
+        told = unknown.column("reason").to_pylist()
+        reasons.update((reason or "unknown").partition(":")[0] for reason in told)
+    total = rows.count(source)
+    if count != total:
+        raise RftError(
+            f"{label}: {count:,} verdicts on disk for {total:,} candidates, where each has one. "
+            f"Delete {folder} and give the same command again."
+        )
+    if loops is not None:
+        more["loops"] = audit(rows.batches(source, AUDIT_COLUMNS), right, loops)
+    StageDir(folder).commit(
+        seconds,
+        rows=count,
+        verdicts=dict(verdicts),
+        unknown=dict(reasons),
+        funnel={"in": total, "out": count, "dropped": {}},
+        **more,
+    )
 
 
 # For rft check, and whoever has pairs in memory --------------------------------------------------

@@ -83,6 +83,29 @@ def pass_at_k(n: Any, c: Any, k: int) -> Floats:
     return 1.0 - fail
 
 
+def first_pass_at_k(
+    hits: Sequence[Sequence[bool]], first: int, ks: Sequence[int], level: float = 0.95
+) -> dict[int, Interval | None]:
+    """pass@k of a pool whose prompts were drawn adaptively: from each one's first draws alone.
+
+    hits: for each problem whether its samples are correct, in index order. first: so many samples
+    every problem has, whatever its verdicts (`first` of the allocator). None: not estimable.
+
+    A rule that stops at successes makes c / n too high where it stops early, and drawing on without
+    success makes it too low: neither c / n nor `pass_at_k(n, c, k)` is unbiased then. What the first
+    indices say is, since nothing chose them; and the order in which samples finish, short ones
+    first, plays no part. A k above `first` could be had from a rule that is the same for all prompts
+    throughout the run, by counting the ways to where it stopped (Girshick, Mosteller and Savage 1946,
+    theorem 3); a rule that learns from the pool as it goes is no such rule.
+    """
+    first = min(first, min((len(row) for row in hits), default=0))
+    correct_P = np.array([sum(row[:first]) for row in hits])
+    return {
+        k: mean_interval(pass_at_k(first, correct_P, k), level) if 1 <= k <= first else None
+        for k in ks
+    }
+
+
 def maj_at_k(
     answers: Sequence[str], hits: Sequence[bool], k: int, subsets: int = 1000, seed: int = 0
 ) -> float:

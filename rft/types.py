@@ -34,7 +34,8 @@ class Verdict(StrEnum):
     WRONG = "wrong"
     UNKNOWN = "unknown"
     """The scorer could not tell; `Score.reason` says why (timeout, crashed, unparsed, error,
-    truncated, no_gold, percent). Unknown never counts as correct, and is reported apart from wrong."""
+    truncated, loop, no_gold, percent). Unknown never counts as correct, and is reported apart from
+    wrong."""
 
 
 class Finish(StrEnum):
@@ -44,8 +45,14 @@ class Finish(StrEnum):
     """The model ended it: by its EOS token or by a stop string."""
     LENGTH = "length"
     """The token budget ended it. Truncated candidates are never correct."""
+    LOOP = "loop"
+    """It was stopped while it repeated itself (`sample.loops`). Never correct, like a truncated one."""
     REFERENCE = "reference"
     """It is the data set's own solution, not a sample."""
+
+
+CUT_OFF = {Finish.LENGTH: "truncated", Finish.LOOP: "loop"}
+"""Ends of which no scorer is asked about the candidate: it is unknown, for this reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,8 @@ class Candidate:
     """Sum of the sampled tokens' log-probabilities (nats); None for references."""
     token_logprobs: tuple[float, ...] | None = None
     """One per token of `token_ids`, where the decoding settings ask for them."""
+    pool: str = ""
+    """Where it comes from: the name of the pool (`sample.pools`), empty where there is one only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +165,7 @@ detail after a colon: the funnel counts by the word."""
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a sampler is made from: `use: name` calls `name(setup)`, which returns a Sampler."""
+    """What a sampler is made from: `use: name` calls `name(setup, **args)`, which returns a Sampler."""
 
     model: "Model"
     engine: "Engine"
@@ -165,12 +174,22 @@ class Setup:
     """By id; for samplers that need more than token ids."""
     adapters: tuple[str, ...] = ()
     """Folders of all LoRA adapters that requests may name."""
+    section: str = "sample"
+    """The section of the experiment that it is made for (`sample` or `eval`), for messages."""
 
 
 class Sampler(Protocol):
-    """Draws samples: takes the next request whenever it has room, yields each as it finishes."""
+    """Draws samples: takes the next request whenever it has room, yields each as it finishes.
 
-    def sample(self, requests: Iterator[Request]) -> Iterator[Candidate]: ...
+    A None among the requests means that none is to be had at this moment: go on with those that are
+    under way, and ask again after. It never comes while none is under way, since the iterator itself
+    waits then; so a sampler that takes one request at a time never sees it.
+
+    It may have `available(prompt_id)`, where samples aren't drawn but there already: how many there
+    are of a prompt. No more are asked for.
+    """
+
+    def sample(self, requests: Iterator[Request | None]) -> Iterator[Candidate]: ...
 
     def stats(self) -> dict[str, float]:
         """Figures of the engine for the manifest, for instance the prefix cache's hit rate."""
@@ -179,6 +198,56 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Frees the engine's processes and memory."""
         ...
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """What is known of one prompt while its samples are drawn. The sample stage keeps it up to date.
+
+    `judged` and what follows count in the order of indices, up to the first sample without a verdict,
+    whatever order samples finish in: short answers finish first, and a rule that looked at those
+    would see the short ones' share of right answers.
+    """
+
+    prompt_id: str
+    limit: int
+    """Most samples that may be drawn (`sample.n`)."""
+    drawn: int = 0
+    """Samples asked for so far, under way or finished."""
+    judged: int = 0
+    correct: int = 0
+    distinct: int = 0
+    """Different ways among the correct ones (`sample.distinct`); a worked solution's own way that is
+    trained on anyway is not counted."""
+    tokens: int = 0
+    """Completion tokens of the judged samples."""
+
+
+class Tallies(Protocol):
+    """All prompts of a pool, in the order of the data."""
+
+    tokens: int
+    """Completion tokens of all finished samples."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Tally]: ...
+
+    def changed(self) -> Sequence[Tally]:
+        """Those of which more is judged than when this was asked last, each once."""
+        ...
+
+
+class Allocator(Protocol):
+    """Chooses the prompt of the next sample, again and again: how many samples each prompt gets.
+
+    A generator function: it yields the tally to draw for (its `drawn` counts up before the next is
+    asked for), None where it would rather wait for verdicts, and ends when nothing more is worth
+    drawing. It never yields one whose `drawn` has reached its `limit`. At the beginning tallies
+    hold what an earlier, interrupted run has drawn.
+    """
+
+    def __call__(self, tallies: Tallies) -> Iterator[Tally | None]: ...
 
 
 class Scorer(Protocol):
@@ -257,6 +326,8 @@ class TrainRow:
     token_ids: tuple[int, ...]
     """Completion with its EOS token; the loss is over these."""
     is_reference: bool
+    pool: str = ""
+    """As in its candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +340,7 @@ class ProblemRow:
     correct: int
     unknown: int
     truncated: int
+    """Cut off at the token budget, or stopped in a loop."""
     answers: tuple[str, ...]
     """Final answer of each sample in index order, "" where none was read."""
     hits: tuple[bool, ...]

@@ -15,7 +15,7 @@ from rft.stats import Interval, Paired
 
 METHODS = {
     "accuracy": "mean over problems of the share of samples that are correct; unknown and "
-    "truncated answers count as not correct",
+    "cut-off answers count as not correct",
     "interval": "percentile bootstrap over problems; Wilson's interval where each problem counts "
     "as 0 or 1; `no variation` where every problem has the same value, other than 0 or 1: the mean may "
     "be off by as much as a group of different problems could move it, if that group is too small to "

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from rft import rows
+from rft import loops, rows
 from rft.report import examples, figures, words
 from rft.report.figures import Axis, Series
 from rft.report.load import STAGES, ArmRun
@@ -213,12 +213,14 @@ def _funnel(run: ArmRun) -> dict[str, Any]:
             ]
         elif told["out"]:
             parts = [("kept", "kept", told["out"]), *parts]
+        audited = run.manifests[stage].get("loops")
         total = max(told["in"], sum(count for _, _, count in parts), 1)
         steps.append(
             {
                 "title": title,
                 "in": told["in"],
                 "out": told["out"],
+                "note": audited and loops.sentence(audited),
                 "parts": [
                     {"kind": kind, "name": examples.clean(name), "count": n, "share": n / total}
                     for kind, name, n in parts

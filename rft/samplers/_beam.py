@@ -9,7 +9,6 @@ and no stop strings, and always runs to max_tokens, so it isn't used.
 """
 
 import heapq
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -79,13 +78,20 @@ class BeamSearch:
 class Peekable:
     """An iterator that can be looked at one element ahead."""
 
-    def __init__(self, source: Iterator[Request]):
+    def __init__(self, source: Iterator[Request | None]):
         self._source = source
         self._ahead: list[Request] = []
+        self.ended = False
 
     def more(self) -> bool:
-        if not self._ahead:
-            self._ahead.extend(itertools.islice(self._source, 1))
+        """Whether there is a request now; there may be one later unless it has `ended`."""
+        if not self._ahead and not self.ended:
+            for request in self._source:
+                if request is not None:
+                    self._ahead.append(request)
+                break
+            else:
+                self.ended = True
         return bool(self._ahead)
 
     def peek(self) -> Request:

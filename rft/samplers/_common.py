@@ -24,21 +24,26 @@ def budget(request: Request, max_len: int) -> int:
     return min(room, request.decoding.max_tokens)
 
 
-def completion_text(renderer: Renderer, token_ids: tuple[int, ...], stop: list[str]) -> str:
-    """Text of a completion up to its first stop string."""
-    text = renderer.decode(token_ids)
+def until_stop(text: str, stop: list[str]) -> str:
+    """The text up to its first stop string."""
     ends = [at for at in (text.find(s) for s in stop) if at >= 0]
     return text[: min(ends)] if ends else text
+
+
+def completion_text(renderer: Renderer, token_ids: tuple[int, ...], stop: list[str]) -> str:
+    """Text of a completion up to its first stop string."""
+    return until_stop(renderer.decode(token_ids), stop)
 
 
 def candidate(
     request: Request,
     renderer: Renderer,
     token_ids: tuple[int, ...],
-    token_logprobs: tuple[float, ...],
+    token_logprobs: tuple[float, ...] | None,
     finish: Finish,
 ) -> Candidate:
-    """The row for a finished request. token_logprobs: nats, one per token."""
+    """The row for a finished request. token_logprobs: nats, one per token; None where a server gives
+    none."""
     return Candidate(
         id=request.id,
         prompt_id=request.prompt_id,
@@ -47,6 +52,6 @@ def candidate(
         prompt_token_ids=request.prompt_token_ids,
         token_ids=token_ids,
         finish=finish,
-        logprob=float(sum(token_logprobs)),
+        logprob=None if token_logprobs is None else float(sum(token_logprobs)),
         token_logprobs=token_logprobs if request.decoding.logprobs == "tokens" else None,
     )

@@ -6,18 +6,22 @@ rows of one kind.
 
 from collections.abc import Iterator
 
+from rft.samplers._common import budget, check_adapter
 from rft.types import Candidate, Finish, Request, RftError, Sampler, Setup
 
 
 class Reference:
     def __init__(self, setup: Setup):
         self._setup = setup
-        self._rows = 0
+        self._stats = {"requests": 0, "tokens": 0}
 
-    def sample(self, requests: Iterator[Request]) -> Iterator[Candidate]:
-        """Yields one candidate a request. Raises RftError for a prompt without a solution."""
+    def sample(self, requests: Iterator[Request | None]) -> Iterator[Candidate]:
+        """Yields one candidate a request. Raises RftError for a prompt without a solution, or of
+        model.max_len tokens or more."""
         renderer = self._setup.renderer
-        for request in requests:
+        for request in filter(None, requests):
+            check_adapter(request.adapter, self._setup)
+            budget(request, self._setup.model.max_len)
             prompt = self._setup.prompts[request.prompt_id]
             if prompt.solution is None:
                 raise RftError(
@@ -25,19 +29,21 @@ class Reference:
                     "give: leave it out of the requests"
                 )
             text = renderer.chat.solution.replace("{solution}", prompt.solution)
-            self._rows += 1
+            ids = renderer.completion_ids(text)
+            self._stats["requests"] += 1
+            self._stats["tokens"] += len(ids)
             yield Candidate(
                 id=request.id,
                 prompt_id=request.prompt_id,
                 index=request.index,
                 text=text,
                 prompt_token_ids=request.prompt_token_ids,
-                token_ids=renderer.completion_ids(text),
+                token_ids=ids,
                 finish=Finish.REFERENCE,
             )
 
     def stats(self) -> dict[str, float]:
-        return {"references": self._rows}
+        return {**self._stats}
 
     def close(self) -> None:
         pass

@@ -15,10 +15,12 @@ log-probabilities are log-softmax of the raw logits, in nats.
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rft.config import Decoding
+from rft.config import Decoding, Loops
+from rft.loops import in_loop, may_stop, stopped_at
+from rft.samplers._beam import Peekable
 from rft.samplers._common import budget, candidate, check_adapter
 from rft.types import Candidate, Finish, Request, RftError, Sampler, Setup
 
@@ -90,25 +92,45 @@ class TransformersSampler:
                     f"{str(fault).splitlines()[0]}"
                 ) from fault
 
-    def sample(self, requests: Iterator[Request]) -> Iterator[Candidate]:
+    def sample(self, requests: Iterator[Request | None]) -> Iterator[Candidate]:
         """Pulls requests a batch at a time, and yields a batch's candidates together.
 
         Consecutive requests share a batch while their decoding settings and adapter are the same.
         Raises RftError for a prompt of model.max_len tokens or more, or an unknown adapter.
         """
-        for (decoding, adapter), run in itertools.groupby(requests, _settings):
+        pulled = Peekable(requests)
+        while pulled.more() or not pulled.ended:
+            if not (batch := self._batch(pulled)):
+                continue
+            decoding, adapter = batch[0].decoding, batch[0].adapter
             check_adapter(adapter, self._setup)
             draw = self._search if decoding.beam_width else self._draw
+            began = time.monotonic()
+            with self._adapter(adapter):
+                done = draw(batch, decoding)
+            self._seconds += time.monotonic() - began
+            self._stats["requests"] += len(done)
+            self._stats["prompt_tokens"] += sum(len(c.prompt_token_ids) for c in done)
+            self._stats["tokens"] += sum(len(c.token_ids) for c in done)
+            yield from done
+
+    def _batch(self, pulled: Peekable) -> list[Request]:
+        """The next requests that go together. Of a beam search's prompts all are taken."""
+        batch: list[Request] = []
+        prompts: set[str] = set()
+        while pulled.more():
+            request = pulled.peek()
+            decoding = request.decoding
+            if batch and _settings(request) != _settings(batch[0]):
+                break
+            if not decoding.beam_width and len(batch) == self._size:
+                break
             size = max(1, self._size // max(1, decoding.beam_width))
-            for batch in _batches(run, size, by_prompt=bool(decoding.beam_width)):
-                began = time.monotonic()
-                with self._adapter(adapter):
-                    done = draw(batch, decoding)
-                self._seconds += time.monotonic() - began
-                self._stats["requests"] += len(done)
-                self._stats["prompt_tokens"] += sum(len(c.prompt_token_ids) for c in done)
-                self._stats["tokens"] += sum(len(c.token_ids) for c in done)
-                yield from done
+            if len(prompts) == size and request.prompt_id not in prompts and decoding.beam_width:
+                break
+            prompts.add(request.prompt_id)
+            batch.append(pulled.next())
+        return batch
 
     def _adapter(self, adapter: str | None) -> Any:
         if adapter is not None:
@@ -121,12 +143,13 @@ class TransformersSampler:
         budgets = [budget(request, self._setup.model.max_len) for request in batch]
         prompts, mask = self._pad([request.prompt_token_ids for request in batch])
         chooser = _Chooser(decoding, mask, [request.seed for request in batch])
-        self._generate(prompts, mask, max(budgets), decoding, [chooser])
+        loops = [may_stop(request.id, decoding.loops) for request in batch]
+        self._generate(prompts, mask, max(budgets), decoding, [chooser], loops)
         rows = []
         for i, request in enumerate(batch):
             tokens = [int(step[0][i]) for step in chooser.steps]
             logprobs = [float(step[1][i]) for step in chooser.steps]
-            length, finish = self._end(tokens, budgets[i], decoding.stop)
+            length, finish = self._end(tokens, budgets[i], decoding.stop, loops[i])
             rows.append(
                 candidate(
                     request,
@@ -168,7 +191,13 @@ class TransformersSampler:
         return rows
 
     def _generate(
-        self, prompts: Any, mask: Any, tokens: int, decoding: Decoding, processors: list[Any]
+        self,
+        prompts: Any,
+        mask: Any,
+        tokens: int,
+        decoding: Decoding,
+        processors: list[Any],
+        loops: Sequence[Loops | None] = (),
     ) -> Any:
         import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -176,6 +205,8 @@ class TransformersSampler:
         stops = StoppingCriteriaList()
         if decoding.stop:
             stops.append(_Stops(self._setup.renderer.tokenizer, decoding.stop, prompts.shape[1]))
+        if any(loops):
+            stops.append(_Repeats(loops, prompts.shape[1]))
         width = max(1, decoding.beam_width)
         with torch.inference_mode():
             return self._model.generate(
@@ -199,13 +230,20 @@ class TransformersSampler:
             logprobs = logits.float().log_softmax(-1)
             return tuple(logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist())
 
-    def _end(self, tokens: list[int], limit: int, stop: list[str]) -> tuple[int, Finish]:
+    def _end(
+        self, tokens: list[int], limit: int, stop: list[str], loops: Loops | None = None
+    ) -> tuple[int, Finish]:
         """Length of a row up to its end, and what ended it."""
         stops = _Stops(self._setup.renderer.tokenizer, stop, 0)
-        for at in range(min(limit, len(tokens))):
+        # What ends at the budget as well counts as that, as in vLLM.
+        looped = stopped_at(tokens[: limit - 1], loops) if loops else None
+        limit = min(limit, len(tokens))
+        for at in range(limit):
             if tokens[at] in self._end_ids or (stop and stops.ends(tokens[: at + 1])):
                 return at + 1, Finish.STOP
-        return min(limit, len(tokens)), Finish.LENGTH
+            if at + 1 == looped:
+                return looped, Finish.LOOP
+        return limit, Finish.LENGTH
 
     def _pad(self, prompts: list[tuple[int, ...]]) -> tuple[Any, Any]:
         """Left-padded ids and attention mask, each [rows, longest prompt]."""
@@ -234,18 +272,6 @@ class TransformersSampler:
 
 def _settings(request: Request) -> tuple[Decoding, str | None]:
     return request.decoding, request.adapter
-
-
-def _batches(requests: Iterator[Request], size: int, by_prompt: bool) -> Iterator[list[Request]]:
-    """Lists of up to `size` requests; with by_prompt, all requests of up to `size` prompts."""
-    if not by_prompt:
-        while batch := list(itertools.islice(requests, size)):
-            yield batch
-        return
-    prompts = itertools.groupby(requests, lambda request: request.prompt_id)
-    groups = (list(group) for _, group in prompts)
-    while several := list(itertools.islice(groups, size)):
-        yield list(itertools.chain(*several))
 
 
 def penalise(scores: Any, ids: Any, penalty: float) -> None:
@@ -339,3 +365,21 @@ class _Stops:
 
         rows = input_ids[:, self._from :].tolist()
         return torch.tensor([self.ends(row) for row in rows], device=input_ids.device)
+
+
+class _Repeats:
+    """Ends the rows that repeat themselves; a row whose rule is None goes on."""
+
+    def __init__(self, loops: Sequence[Loops | None], prompt_len: int):
+        self._loops, self._from = loops, prompt_len
+        self._window = max(rule.period * rule.repeats for rule in loops if rule)
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        import torch
+
+        rows = input_ids[:, self._from :][:, -self._window :].tolist()
+        ended = [
+            rule is not None and in_loop(row, rule.least, rule.period, rule.repeats)
+            for row, rule in zip(rows, self._loops, strict=True)
+        ]
+        return torch.tensor(ended, device=input_ids.device)

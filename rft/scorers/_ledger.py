@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rft.scorers._server import Reply
+from rft.scorers._backends import Reply
 
 SYNC_S = 5.0
 

@@ -24,7 +24,7 @@ from rft import workers
 from rft.scorers._equal import key, same
 from rft.scorers._extract import final_answer, guess, number
 from rft.scorers._text import comparable
-from rft.types import Candidate, Finish, Prompt, Score, Verdict
+from rft.types import CUT_OFF, Candidate, Finish, Prompt, Score, Verdict
 
 TIMEOUT_S = 10.0
 """Seconds that the answers of one prompt may take to compare."""
@@ -67,7 +67,7 @@ class consensus:
     """Correct if the candidate's final answer is the one that most of its prompt's samples give.
 
     Needs no gold answer and looks at none. Equal answers in different forms (`1/2`, `0.5`) vote
-    together. References are judged and don't vote; truncated samples and those without a readable
+    together. References are judged and don't vote; samples that were cut off and those without a readable
     answer are unknown and don't vote. `value` is the share of the votes that the candidate's answer
     has. Where a majority is found, other answers are wrong (`minority`), or unknown (`unsure`) if it
     can't be told whether they equal it, or if they are only the last number of a text without a
@@ -103,16 +103,20 @@ class consensus:
     def score(
         self, groups: Iterator[tuple[Prompt, Sequence[Candidate]]]
     ) -> Iterator[tuple[str, Score]]:
-        cut: list[str] = []
+        cut: list[tuple[str, Score]] = []
 
         def chunks() -> Iterator[list[list[Text]]]:
             chunk: list[list[Text]] = []
             for _, candidates in groups:
-                cut.extend(c.id for c in candidates if c.finish is Finish.LENGTH)
+                cut.extend(
+                    (c.id, Score(Verdict.UNKNOWN, CUT_OFF[c.finish]))
+                    for c in candidates
+                    if c.finish in CUT_OFF
+                )
                 texts = [
                     Text(c.id, c.text, c.finish is not Finish.REFERENCE)
                     for c in candidates
-                    if c.finish is not Finish.LENGTH
+                    if c.finish not in CUT_OFF
                 ]
                 if texts:
                     chunk.append(texts)
@@ -130,9 +134,8 @@ class consensus:
             for texts, scores in zip(chunk, got, strict=True):
                 yield from ((text.id, score) for text, score in zip(texts, scores, strict=True))
             while cut:
-                yield cut.pop(), Score(Verdict.UNKNOWN, "truncated")
-        while cut:
-            yield cut.pop(), Score(Verdict.UNKNOWN, "truncated")
+                yield cut.pop()
+        yield from cut
 
 
 def make(rule: Rule) -> Callable[[list[list[Text]], Callable[[int], None]], list[list[Score]]]:

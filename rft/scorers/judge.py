@@ -14,7 +14,6 @@ all are in judge_*.jsonl in the stage's folder, from which a killed stage goes o
 """
 
 import asyncio
-import os
 import re
 import shutil
 import threading
@@ -28,10 +27,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rft.faults import did_you_mean
+from rft.scorers._backends import Backend, Local, Remote, Reply, read
 from rft.scorers._ledger import Ledger
 from rft.scorers._regex import Regex
-from rft.scorers._server import Backend, Body, Local, Reply, Server
 from rft.scorers._vllm import Engine
+from rft.server import Body, Server, check_address
 from rft.types import Candidate, Prompt, RftError, Score, Verdict, digest
 
 _CARE = (
@@ -154,10 +154,8 @@ class judge:
     ):
         if base_url is None and (api_key_env or requests_per_minute or tokens_per_minute):
             raise ValueError("api_key_env and limits per minute are for a server: give base_url")
-        if base_url is not None and not re.match(r"https?://\w", base_url):
-            raise ValueError(
-                f"base_url: {base_url!r} is no address; write http://localhost:8000/v1"
-            )
+        if base_url is not None:
+            check_address(base_url, api_key_env)
         if base_url is not None and engine:
             raise ValueError("engine: the server has its own: leave it out, or set base_url: null")
         if base_url is None and max_tokens >= max_len:
@@ -173,16 +171,13 @@ class judge:
         for word in (words or {}).values():
             if word not in WORDS[mode]:
                 raise ValueError(f"words: {word!r} is none of {', '.join(WORDS[mode])}")
-        self._key = os.environ.get(api_key_env, "") if api_key_env else None
-        if api_key_env and not self._key:
-            raise ValueError(f"api_key_env: the environment has no {api_key_env}")
         self._prompt, self._system = prompt or PROMPTS[mode], system
         _check_template(self._prompt, self._system or "", mode)
         self._pattern = Regex(pattern or PATTERNS[mode], "pattern")
         self._words = {
             k.casefold(): v for k, v in (words or {w: w for w in WORDS.get(mode, ())}).items()
         }
-        self._base_url = base_url.rstrip("/") if base_url else None
+        self._base_url, self._key = base_url, api_key_env
         self._model, self._mode, self._threshold = model, mode, threshold
         self._votes, self._rounds = votes, rounds
         self._body: Body = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
@@ -257,8 +252,15 @@ class judge:
 
     async def _start(self) -> None:
         if self._base_url is not None:
-            server = Server(self._base_url, self._key, **self._limits)
-            self._backend = server
+            server = Server(
+                self._base_url,
+                self._key,
+                read,
+                at="judge: ",
+                instead="set base_url: null to run the model in this process",
+                **self._limits,
+            )
+            self._backend = Remote(server)
             await server.reach()
             return
         thread = ThreadPoolExecutor(1)

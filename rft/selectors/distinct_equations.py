@@ -8,8 +8,8 @@ the set of a text's equations in canonical form, so that 3 + 4 = 7 and 4 + 3 = 7
 
 from collections.abc import Iterable, Iterator
 
+from rft.equations import equations
 from rft.selectors._common import in_order
-from rft.selectors._equations import equations
 from rft.types import Choice, Group
 
 

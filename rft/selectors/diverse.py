@@ -20,8 +20,8 @@ from pydantic import Field
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
+from rft.equations import equations
 from rft.selectors._common import checked, in_order
-from rft.selectors._equations import equations
 from rft.types import Choice, Group
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from rft.selectors import _common
 from rft.selectors._common import checked, sampled
-from rft.types import Choice, Group, digest
+from rft.types import Choice, Finish, Group, Scored, digest
 
 
 def _fits(args: dict[str, Any]) -> None:
@@ -37,8 +37,9 @@ def length(
 
     Verdicts play no part: after `correct` these are the shortest correct ones. Drops the others as
     `not_shortest`, or `too_short` and `too_long`. Ties among the shortest go by a hash of the
-    candidate's id; a candidate as long as the band's edge is inside. With `over: all` it goes over
-    the whole set twice.
+    candidate's id; a candidate as long as the band's edge is inside. One that was stopped in a loop
+    has no length of its own: it is dropped as `loop`, and no quantile counts it. With `over: all` it
+    goes over the whole set twice.
 
     prefer: the `shortest` of each prompt, or a `band` of lengths.
     k: with `shortest`, most sampled candidates to keep of one prompt.
@@ -53,11 +54,12 @@ def length(
             shortest = sorted(
                 (_common.length(row, unit), digest(row.candidate.id), row.candidate.id)
                 for row in sampled(group.rows)
+                if not _looped(row)
             )
             chosen = {id for _, _, id in shortest[:k]}
             for row in group.rows:
                 kept = row.is_reference or row.candidate.id in chosen
-                yield row, None if kept else "not_shortest"
+                yield row, None if kept else "loop" if _looped(row) else "not_shortest"
     elif over == "prompt":
         for group in groups:
             yield from _band(group, _edges([group], low, high, unit), unit)
@@ -67,9 +69,18 @@ def length(
             yield from _band(group, edges, unit)
 
 
+def _looped(row: Scored) -> bool:
+    return row.candidate.finish is Finish.LOOP
+
+
 def _edges(groups: Iterable[Group], low: float, high: float, unit: str) -> Any:
     """The lengths at the band's two quantiles."""
-    lengths = [_common.length(row, unit) for group in groups for row in sampled(group.rows)]
+    lengths = [
+        _common.length(row, unit)
+        for group in groups
+        for row in sampled(group.rows)
+        if not _looped(row)
+    ]
     return np.quantile(lengths, [low, high]) if lengths else (0, 0)
 
 
@@ -78,6 +89,9 @@ def _band(group: Group, edges: Any, unit: str) -> Iterator[Choice]:
     for row in group.rows:
         if row.is_reference:
             yield row, None
+            continue
+        if _looped(row):
+            yield row, "loop"
             continue
         long = _common.length(row, unit)
         yield row, "too_short" if long < least else "too_long" if long > most else None

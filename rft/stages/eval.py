@@ -7,7 +7,7 @@ from typing import Any
 
 from rft import process, rows
 from rft.rundir import StageDir
-from rft.types import Candidate, Finish, ProblemRow, ScoreRow, Verdict
+from rft.types import CUT_OFF, Candidate, ProblemRow, ScoreRow, Verdict
 
 
 def run(jobs: list[dict[str, Any]]) -> None:
@@ -45,7 +45,7 @@ def _problem(prompt_id: str, got: list[Candidate], scores: dict[str, ScoreRow]) 
         n=len(got),
         correct=sum(hits),
         unknown=sum(row.verdict is Verdict.UNKNOWN for row in told),
-        truncated=sum(candidate.finish is Finish.LENGTH for candidate in got),
+        truncated=sum(candidate.finish in CUT_OFF for candidate in got),
         answers=tuple(
             row.extracted or "" if row.verdict is not Verdict.UNKNOWN else "" for row in told
         ),

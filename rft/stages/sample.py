@@ -1,63 +1,142 @@
 """Stage 2 (and the first half of evaluation): drawing the candidates.
 
 One process serves all jobs that share a model and an engine, because an engine takes half a minute
-to start. Each job is an iterator of requests; the sampler pulls from all of them in turn and its
-candidates go to their jobs by id. A request whose id is already on disk, in this stage's folder or
-in another of the run with the same policy and settings, is never made again: resuming is an
-iterator that skips, and raising n draws only what is missing.
+to start. Each job has an allocator, which chooses the prompt of its next sample; the sampler pulls
+from all jobs, and its candidates go to their jobs by id. A sample that is on disk, in this stage's
+folder or in another of the run with the same policy and settings, is never drawn again: resuming is
+an allocator that begins with what there is, and raising n draws only what is missing.
+
+Where the scorers run in worker processes, candidates are scored as they come, into the folders of
+their score stages, and allocators see the verdicts. Candidates reach the disk before their verdicts.
 """
 
+import dataclasses
+import functools
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rft import components, process, rows
+import pyarrow.compute as pc
+
+from rft import components, process, rows, scoring
 from rft.chat import Renderer
-from rft.config import Chat, Decoding, Engine, Model
+from rft.config import Chat, Combine, Component, Decoding, Engine, Model
 from rft.rundir import StageDir
-from rft.types import Candidate, Finish, Prompt, Request, RftError, Setup, digest
+from rft.tallies import KEYS, Board
+from rft.types import (
+    Candidate,
+    Finish,
+    Prompt,
+    Request,
+    RftError,
+    Sampler,
+    ScoreRow,
+    Setup,
+    Verdict,
+    digest,
+)
+from rft.verdicts import MOST, Beside
+
+SOON_S, LATE_S = 0.5, 60.0
+"""Least and most seconds between two parts: a hundredth of the time so far, so that a kill costs about
+one percent of it, and long runs have few parts."""
 
 
 class Job:
     """One stage folder's share of the work."""
 
-    def __init__(self, spec: dict[str, Any], renderer: Renderer):
-        self.spec, self.renderer = spec, renderer
+    def __init__(self, spec: dict[str, Any]):
+        self.spec = spec
         self.folder = Path(spec["folder"])
-        self.prompts = list(rows.read(Path(spec["prompts"]), Prompt))
+        self.renderer = Renderer(Model(**spec["model"]), Chat(**spec["chat"]))
+        self.prompts = {p.id: p for p in rows.read(Path(spec["prompts"]), Prompt)}
         self.decoding = Decoding(**spec["decoding"])
         self.dropped: Counter[str] = Counter()
-        # Every few seconds, since scorers may wait for the part.
-        self.writer = rows.Writer(self.folder, Candidate, seconds=5.0)
-        self.done: set[str] = set()
+        """Samples that are not drawn, by the reason."""
+        self.writer = rows.Writer(self.folder, Candidate, rows=4096, seconds=LATE_S)
+        self.board = Board(self._asked(), self.decoding.n)
+        self.scores = [_Scores(one) for one in spec.get("scores", [])]
+        self.owed: deque[tuple[str, int]] = deque()
+        """Samples that an interrupted run was drawing."""
+        self.drawn = 0
+        """Samples drawn in this process."""
+        self._begun = self._flushed = time.monotonic()
+        self.prompt_ids = functools.lru_cache(maxsize=1024)(self._prompt_ids)
 
-    def requests(self) -> Iterator[Request]:
-        """Every sample that this job wants, prompt by prompt so that siblings share a prefix."""
-        adapter = self.spec["adapter"]
-        max_len = self.spec["model"]["max_len"]
-        for prompt in self.prompts:
-            if self.spec["use"] == "reference" and prompt.solution is None:
-                self.dropped["no_solution"] += 1
-                continue
-            ids = self.renderer.prompt_ids(prompt.question)
-            if len(ids) >= max_len:
-                self.dropped["prompt_too_long"] += 1
-                continue
-            if self.spec["use"] == "reference" and len(ids) + self._solution(prompt) > max_len:
-                self.dropped["solution_too_long"] += 1
-                continue
-            for index in range(self.decoding.n):
-                key = digest(self.spec["pool"], prompt.id, index)
-                # 63 bits: engines take the seed as a signed 64-bit number.
-                seed = int(digest(key, "seed")[:16], 16) >> 1
-                yield Request(key, prompt.id, index, ids, self.decoding, seed, adapter)
+    @property
+    def adapts(self) -> bool:
+        """Whether the allocator looks at verdicts."""
+        return bool(self.spec["allocate"]["use"] != "uniform")
 
-    def _solution(self, prompt: Prompt) -> int:
-        """Tokens of a prompt's worked solution."""
+    def _asked(self) -> list[str]:
+        """Ids of the prompts to draw samples of; counts the others."""
+        n, spec = self.decoding.n, self.spec
+        solved = _solved(map(Path, spec["unless_solved_by"]))
+        asked = []
+        for prompt in self.prompts.values():
+            reason = "solved" if prompt.id in solved else self._unfit(prompt)
+            if reason:
+                self.dropped[reason] += n
+            else:
+                asked.append(prompt.id)
+        return asked
+
+    def _unfit(self, prompt: Prompt) -> str | None:
+        is_reference, max_len = self.spec["use"] == "reference", self.spec["model"]["max_len"]
+        if is_reference and prompt.solution is None:
+            return "no_solution"
+        if self.renderer.shows_answer and prompt.answer is None:
+            return "no_answer"
+        length = len(self.renderer.prompt_ids(prompt.question, prompt.answer))
+        if length >= max_len:
+            return "prompt_too_long"
+        if is_reference and length + len(self._solution(prompt)) > max_len:
+            return "solution_too_long"
+        return None
+
+    def _solution(self, prompt: Prompt) -> tuple[int, ...]:
         text = self.renderer.chat.solution.replace("{solution}", prompt.solution or "")
-        return len(self.renderer.completion_ids(text))
+        return self.renderer.completion_ids(text)
+
+    def _prompt_ids(self, prompt_id: str) -> tuple[int, ...]:
+        prompt = self.prompts[prompt_id]
+        return self.renderer.prompt_ids(prompt.question, prompt.answer)
+
+    def id(self, prompt_id: str, index: int) -> str:
+        return digest(self.spec["pool"], prompt_id, index)
+
+    def request(self, prompt_id: str, index: int) -> Request:
+        key = self.id(prompt_id, index)
+        # 63 bits: engines take the seed as a signed 64-bit number.
+        seed = int(digest(key, "seed")[:16], 16) >> 1
+        ids, adapter = self.prompt_ids(prompt_id), self.spec["adapter"]
+        return Request(key, prompt_id, index, ids, self.decoding, seed, adapter)
+
+    def open(self) -> None:
+        """Takes stock of what is drawn already, here and in other stages of this run."""
+        for row in rows.read(self.folder, Candidate, ["id", "prompt_id", "index"]):
+            self.board.note(row.prompt_id, row.index)
+        for other in sorted(self.folder.parent.glob("sample-*")):
+            if self.board.drawn == self.board.limit:
+                break
+            if other != self.folder and self._is_same_pool(other):
+                self._adopt(other)
+        self.owed.extend(self.board.gaps())
+        if self.adapts:
+            self._recall()
+
+    def _is_same_pool(self, folder: Path) -> bool:
+        for row in rows.read(folder, Candidate, ["id", "prompt_id", "index"]):
+            return row.id == self.id(row.prompt_id, row.index)
+        return False
+
+    def _adopt(self, folder: Path) -> None:
+        for row in rows.read(folder, Candidate):
+            if self._same(row) and self.board.note(row.prompt_id, row.index):
+                self.keep(row)
+        self.flush()
 
     def _same(self, row: Candidate) -> bool:
         """Whether a candidate drawn with another max_len or fewer log-probabilities is what this
@@ -69,58 +148,280 @@ class Job:
             return len(row.token_ids) == min(room, self.decoding.max_tokens)
         return len(row.token_ids) <= room
 
-    def adopt(self, wanted: set[str]) -> None:
-        """Takes over candidates that other stages of this run have drawn already."""
-        self.done = rows.ids(self.folder)
-        for other in sorted(self.folder.parent.glob("sample-*")):
-            missing = wanted - self.done
-            if not missing:
-                return
-            if other != self.folder and missing & rows.ids(other):
-                for row in rows.read(other, Candidate):
-                    if row.id in missing and self._same(row):
-                        self.writer.add(row)
-                        self.done.add(row.id)
-                self.writer.flush()
+    def _recall(self) -> None:
+        """Tells the board what was found out before this process, and asks for the verdicts that
+        are missing."""
+        if self.spec["train_on_reference"]:
+            way = KEYS[self.spec["distinct"]]
+            for prompt_id in (tally.prompt_id for tally in self.board):
+                if solution := self.prompts[prompt_id].solution:
+                    self.board.know(prompt_id, way(solution))
+        judge = self.scores[0]
+        known = {row.id: row for row in rows.read(judge.folder, ScoreRow, ["id", "verdict"])}
+        columns = ["id", "prompt_id", "index", "text", "finish", "logprob", "token_ids"]
+        for row in rows.read(self.folder, Candidate, columns):
+            if row.prompt_id in self.board:
+                self.board.tokens += len(row.token_ids)
+                judge.ask(self, row, known[row.id].verdict if row.id in known else None)
+
+    def keep(self, candidate: Candidate) -> None:
+        """A candidate to be written."""
+        self.writer.add(dataclasses.replace(candidate, pool=self.spec["pool_name"]))
+
+    def arrived(self, candidate: Candidate) -> None:
+        """A candidate that was drawn just now."""
+        self.drawn += 1
+        self.board.tokens += len(candidate.token_ids)
+        self.keep(candidate)
+        for scores in self.scores:
+            scores.ask(self, candidate)
+        now = time.monotonic()
+        if now - self._flushed > min(max((now - self._begun) / 100, SOON_S), LATE_S):
+            self.flush()
+
+    def fit(self, sampler: Sampler) -> None:
+        """Asks for no more samples of a prompt than there are, where they come from a file."""
+        if available := getattr(sampler, "available", None):
+            for tally in self.board:
+                self.dropped["not_in_source"] += self.board.lower(
+                    tally.prompt_id, available(tally.prompt_id)
+                )
+
+    def flush(self) -> None:
+        self.writer.flush()
+        for scores in self.scores:
+            scores.writer.flush()
+        self._flushed = time.monotonic()
+
+    def commit(self, seconds: float, stats: dict[str, float]) -> None:
+        rows.merge_small(self.folder)
+        finish: Counter[str] = Counter()
+        count = tokens = 0
+        for batch in rows.batches(self.folder, ["id", "finish", "token_ids"]):
+            count += batch.num_rows
+            finish.update(batch.column("finish").to_pylist())
+            tokens += pc.sum(pc.list_value_length(batch.column("token_ids"))).as_py() or 0
+        if count != self.board.drawn:
+            raise RftError(
+                f"{self.spec['label']}: {count:,} candidates on disk where {self.board.drawn:,} were "
+                "asked for: the sampler lost some. Run the command again to draw the missing ones."
+            )
+        whole = len(self.prompts) * self.decoding.n
+        if left := whole - count - self.dropped.total():
+            self.dropped["not_needed"] = left
+        StageDir(self.folder).commit(
+            seconds,
+            rows=count,
+            tokens=tokens,
+            finish=dict(finish),
+            engine=stats,
+            funnel={"in": whole, "out": count, "dropped": dict(self.dropped)},
+            **({"allocation": self._allocation()} if self.adapts else {}),
+        )
+
+    def _allocation(self) -> dict[str, int]:
+        """What the verdicts were that the allocator saw."""
+        tallies = list(self.board)
+        return {
+            "prompts": len(tallies),
+            "solved": sum(t.correct > 0 for t in tallies),
+            "judged": sum(t.judged for t in tallies),
+            "correct": sum(t.correct for t in tallies),
+            "distinct": sum(t.distinct for t in tallies),
+            "never_all": sum(t.drawn < t.limit for t in tallies),
+        }
+
+
+class _Scores:
+    """A score stage's folder, filled while its candidates are drawn."""
+
+    def __init__(self, spec: dict[str, Any]):
+        self.spec, self.folder = spec, Path(spec["folder"])
+        # Written when the candidates are, and never before them.
+        self.writer = rows.Writer(self.folder, ScoreRow, rows=1 << 60, seconds=float("inf"))
+        self.beside: Beside
+        self.number = 0
+        """Of this stage among those that share `beside`."""
+        self._waiting: dict[str, Candidate] = {}
+
+    def ask(self, job: Job, candidate: Candidate, verdict: Verdict | None = None) -> None:
+        """Asks for a verdict, unless it is known; the first of a job's scores goes to its board."""
+        if verdict is not None:
+            self._tell(job, candidate, verdict)
+        elif self.beside.fault is None and (job.adapts or self.beside.pending < MOST):
+            # Of those that are left out here the score stage takes care.
+            self._waiting[candidate.id] = candidate
+            self.beside.give(self.number, job.prompts[candidate.prompt_id], candidate)
+
+    def told(self, job: Job, batch: Any) -> None:
+        self.writer.extend(batch)
+        ids, verdicts = batch.column("id").to_pylist(), batch.column("verdict").to_pylist()
+        for id, verdict in zip(ids, verdicts):
+            candidate = self._waiting.pop(id)
+            if job.adapts and self is job.scores[0]:
+                self._tell(job, candidate, verdict)
+
+    def _tell(self, job: Job, candidate: Candidate, verdict: str) -> None:
+        correct = verdict == Verdict.CORRECT
+        way = KEYS[job.spec["distinct"]](candidate.text) if correct else None
+        job.board.judge(candidate.prompt_id, candidate.index, len(candidate.token_ids), way)
+
+
+def _solved(folders: Iterator[Path]) -> set[str]:
+    """Prompts that have a correct candidate in one of these score stages."""
+    found: set[str] = set()
+    for folder in folders:
+        for batch in rows.batches(folder, ["id", "prompt_id", "verdict"]):
+            right = pc.equal(batch.column("verdict"), str(Verdict.CORRECT))
+            found.update(batch.column("prompt_id").filter(right).to_pylist())
+    return found
+
+
+class Feed(Iterator[Request | None]):
+    """The requests of several jobs, as one iterator that a sampler pulls from."""
+
+    def __init__(self, jobs: list[Job]):
+        self.in_flight: dict[str, Job] = {}
+        self._choices = {job: iter(_allocator(job)(job.board)) for job in jobs}
+        self._stages = [(job, scores) for job in jobs for scores in job.scores]
+        self._beside: dict[str, Beside] = {}
+        for number, (_, scores) in enumerate(self._stages):
+            spec = scores.spec
+            key = digest(spec["scorers"], spec["combine"])
+            if key not in self._beside:
+                self._beside[key] = Beside(spec["scorers"], Combine(**spec["combine"]))
+            scores.beside, scores.number = self._beside[key], number
+        for job in jobs:
+            job.open()
+
+    def __next__(self) -> Request | None:
+        while True:
+            self.listen()
+            if any(job.adapts for job in self._choices) and self.pending >= MOST:
+                if self.in_flight:
+                    return None
+            else:
+                for job in list(self._choices):
+                    if request := self._ask(job):
+                        return request
+                if not self._choices:
+                    raise StopIteration
+                if self.in_flight:
+                    return None
+                if not self.pending:
+                    raise RftError(
+                        f"{next(iter(self._choices)).spec['label']}: allocate waits for verdicts, "
+                        "and there are none to come: it must yield a tally, or end"
+                    )
+            # The engine is empty as well.
+            self.listen(wait_s=0.02)
+
+    def _ask(self, job: Job) -> Request | None:
+        """The job's next request, if it has one now; forgets the job when it has had its last."""
+        if job.owed:
+            request = job.request(*job.owed.popleft())
+        else:
+            try:
+                tally = next(self._choices[job])
+            except StopIteration:
+                del self._choices[job]
+                return None
+            if tally is None:
+                return None
+            try:
+                index = job.board.take(tally)
+            except (ValueError, KeyError) as fault:
+                raise RftError(f"{job.spec['label']}: allocate: {fault}") from None
+            request = job.request(tally.prompt_id, index)
+        self.in_flight[request.id] = job
+        return request
+
+    @property
+    def pending(self) -> int:
+        """Candidates that wait for verdicts."""
+        return sum(beside.pending for beside in self._beside.values())
+
+    def listen(self, wait_s: float = 0) -> None:
+        """Takes the verdicts that are there. Raises RftError if an allocator will never have any."""
+        for beside in self._beside.values():
+            for number, batch in beside.take(wait_s):
+                job, scores = self._stages[number]
+                scores.told(job, batch)
+            if beside.fault and any(
+                job.adapts and job.scores[0].beside is beside for job in self._choices
+            ):
+                raise beside.fault
+
+    def arrived(self, candidate: Candidate) -> None:
+        job = self.in_flight.pop(candidate.id, None)
+        if job is None:
+            raise RftError(
+                f"the sampler gave candidate {candidate.id} twice, or unasked: it must yield one for "
+                "each request, with the request's id"
+            )
+        job.arrived(candidate)
+
+    def close(self) -> None:
+        for beside in self._beside.values():
+            beside.close()
+
+
+def _allocator(job: Job) -> Any:
+    return components.make("allocators", Component(**job.spec["allocate"]), "sample.allocate")
 
 
 def run(specs: list[dict[str, Any]]) -> None:
     specs = [s for s in specs if StageDir(Path(s["folder"])).manifest() is None]
-    if not specs:
-        return
-    started = time.monotonic()
-    first = specs[0]
-    model = Model(**first["model"])
-    renderer = Renderer(model, Chat(**first["chat"]))
-    jobs = [Job(spec, renderer) for spec in specs]
-    # A sample that several jobs want is drawn for the first: the one that wants most of it.
-    jobs.sort(key=lambda job: job.decoding.logprobs != "tokens")
-
-    owners: dict[str, list[Job]] = defaultdict(list)
-    wanted: list[Request] = []
+    jobs = [Job(spec) for spec in specs]
     for job in jobs:
-        requests = list(job.requests())
-        _check_lengths(job, len(requests))
-        job.adopt({request.id for request in requests})
-        for request in requests:
-            if request.id in job.done:
-                continue
-            if request.id not in owners:
-                wanted.append(request)
-            owners[request.id].append(job)
-    stats: dict[str, float] = {}
-    if wanted:
-        stats = _draw(first, model, renderer, jobs, wanted, owners)
-    seconds = time.monotonic() - started
+        _check_lengths(job)
+    waves: dict[str, list[Job]] = defaultdict(list)
+    # Of jobs that want the same samples the second takes over what the first has drawn: the one
+    # first that wants most of them.
+    jobs.sort(key=lambda job: (job.decoding.logprobs != "tokens", -job.decoding.n))
     for job in jobs:
-        # One engine served all of them: each is charged for its share of what was drawn.
-        drawn = sum(job in got for got in owners.values())
-        share = drawn / sum(map(len, owners.values())) if owners else 1 / len(jobs)
-        _commit(job, seconds * share, {**stats, "stages": len(jobs)})
+        waves[job.spec["pool"]].append(job)
+    engine = _Engine(jobs)
+    try:
+        while wave := [same.pop(0) for same in waves.values() if same]:
+            _draw(engine, wave)
+    finally:
+        engine.close()
 
 
-def _check_lengths(job: Job, wanted: int) -> None:
-    too_long, label = job.dropped["prompt_too_long"], job.spec["label"]
+class _Engine:
+    """The sampler of all jobs, made when the first of them wants a sample."""
+
+    def __init__(self, jobs: list[Job]):
+        self._jobs = jobs
+        self._made: Sampler | None = None
+
+    def made(self) -> Sampler:
+        if self._made is None:
+            spec = self._jobs[0].spec
+            if spec["use"] != "reference":
+                process.say(f"  starting {spec['use']} (can take a minute) ...")
+            setup = Setup(
+                Model(**spec["model"]),
+                Engine(**spec["engine"]),
+                self._jobs[0].renderer,
+                {p.id: p for job in self._jobs for p in job.prompts.values()},
+                tuple(dict.fromkeys(j.spec["adapter"] for j in self._jobs if j.spec["adapter"])),
+            )
+            component = Component(use=spec["use"], args=spec["args"])
+            self._made = components.make("samplers", component, "sample")(setup)
+        return self._made
+
+    def stats(self) -> dict[str, float]:
+        return self._made.stats() if self._made else {}
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+
+def _check_lengths(job: Job) -> None:
+    too_long, label = job.dropped["prompt_too_long"] // job.decoding.n, job.spec["label"]
     advice = "Raise model.max_len, or take the long ones out of the data."
     if too_long and job.spec["split"] == "eval":
         raise RftError(
@@ -128,69 +429,53 @@ def _check_lengths(job: Job, wanted: int) -> None:
             f"{job.spec['model']['max_len']} tokens, and leaving them out would change what "
             f"accuracy means. {advice}"
         )
-    if not wanted:
+    if not len(job.board) and not job.dropped["solved"]:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in job.dropped.items())
         raise RftError(f"{label}: there is nothing to sample for ({reasons}). {advice}")
 
 
-def _draw(
-    spec: dict[str, Any],
-    model: Model,
-    renderer: Renderer,
-    jobs: list[Job],
-    wanted: list[Request],
-    owners: dict[str, list[Job]],
-) -> dict[str, float]:
-    prompts = {p.id: p for job in jobs for p in job.prompts}
-    adapters = tuple(dict.fromkeys(r.adapter for r in wanted if r.adapter))
-    if spec["use"] != "reference":
-        process.say(f"  starting {spec['use']} (can take a minute) ...")
-    make = components.find("samplers", spec["use"])
-    sampler = make(Setup(model, Engine(**spec["engine"]), renderer, prompts, adapters))
-    total = sum(len(job.done) for job in jobs) + len(wanted)
-    label = spec["label"] if len(jobs) == 1 else f"{spec['label']} and {len(jobs) - 1} more"
-    progress = process.Progress(label, total, total - len(wanted))
+def _draw(engine: _Engine, jobs: list[Job]) -> None:
+    """Draws what the jobs want and commits them. No two of them want the same sample."""
+    started = time.monotonic()
+    feed = Feed(jobs)
+    try:
+        if any(job.owed or job.board.drawn < job.board.limit for job in jobs):
+            sampler = engine.made()
+            for job in jobs:
+                job.fit(sampler)
+            _pull(sampler, feed, jobs)
+        while feed.pending:
+            feed.listen(wait_s=0.1)
+    finally:
+        # Ctrl-C or a failing engine: what is finished was paid for.
+        for job in jobs:
+            job.flush()
+        feed.close()
+    seconds, drawn = time.monotonic() - started, sum(job.drawn for job in jobs)
+    for job in jobs:
+        # One engine served all of them: each is charged for its share of what was drawn.
+        share = seconds * (job.drawn / drawn if drawn else 1 / len(jobs))
+        job.commit(share, {**engine.stats(), "stages": len(jobs)})
+        for scores in job.scores:
+            # Not all are scored here if the run was interrupted: the score stage does the others.
+            if rows.count(scores.folder) == job.board.drawn:
+                scoring.commit(scores.folder, job.folder, scores.spec["label"], share)
+
+
+def _pull(sampler: Sampler, feed: Feed, jobs: list[Job]) -> None:
+    label = jobs[0].spec["label"] + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
+    total = sum(job.board.limit for job in jobs)
+    done = sum(job.board.drawn - len(job.owed) for job in jobs)
+    progress = process.Progress(label, total, done, at_most=any(job.adapts for job in jobs))
     tokens, begun = 0, time.monotonic()
     try:
-        for candidate in sampler.sample(iter(wanted)):
-            for job in owners[candidate.id]:
-                job.writer.add(candidate)
+        for candidate in sampler.sample(feed):
+            feed.arrived(candidate)
             tokens += len(candidate.token_ids)
             rate = tokens / max(time.monotonic() - begun, 1e-9)
             progress.step(note=f"{rate:,.0f} tokens/s")
     finally:
-        # Ctrl-C or a failing engine: what is finished was paid for.
-        for job in jobs:
-            job.writer.flush()
         progress.close()
-        stats = sampler.stats()
-        sampler.close()
-    return stats
-
-
-def _commit(job: Job, seconds: float, stats: dict[str, float]) -> None:
-    finish: Counter[str] = Counter()
-    count = tokens = 0
-    for row in rows.read(job.folder, Candidate, columns=["id", "finish", "token_ids"]):
-        count += 1
-        finish[str(row.finish)] += 1
-        tokens += len(row.token_ids)
-    n = job.decoding.n
-    dropped = {reason: lost * n for reason, lost in job.dropped.items()}
-    expected = len(job.prompts) * n - sum(dropped.values())
-    if count != expected:
-        raise RftError(
-            f"{job.spec['label']}: {count:,} candidates on disk where {expected:,} were asked for: "
-            "the sampler lost some. Run the command again to draw the missing ones."
-        )
-    StageDir(job.folder).commit(
-        seconds,
-        rows=count,
-        tokens=tokens,
-        finish=dict(finish),
-        engine=stats,
-        funnel={"in": len(job.prompts) * n, "out": count, "dropped": dropped},
-    )
 
 
 if __name__ == "__main__":

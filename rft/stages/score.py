@@ -1,7 +1,8 @@
 """Stage 3: what each scorer says of each candidate (rft/scoring.py), from parts to parts.
 
-Where the arm's scorers allow it, this stage runs beside the one that samples, and scores parts as
-they are written. Stages that have the same scorers share the worker processes.
+Scorers that run in worker processes have judged most candidates while these were drawn
+(rft/stages/sample.py), so what is left for this stage is scoring anew, after an interruption, and by
+models and servers. Stages that have the same scorers share the worker processes.
 """
 
 import time
@@ -13,15 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rft import components, process, rows
-from rft.config import Combine, Component
+from rft import components, process, rows, scoring
+from rft.config import Combine, Component, Loops
 from rft.groups import Partitions, Source
 from rft.rundir import StageDir
 from rft.scoring import COLUMNS, Chunk, Pace, Specs, by_workers, mixed, split_truncated
-from rft.types import Prompt, RftError, ScoreRow, StreamScorer, Verdict, digest
-
-LOOK_S = 0.5
-"""Seconds between two looks for parts that the sample stage has written."""
+from rft.types import Prompt, ScoreRow, StreamScorer, digest
 
 
 def run(jobs: list[dict[str, Any]]) -> None:
@@ -45,28 +43,16 @@ def _run_together(stages: list["_Stage"]) -> None:
     done = sum(stage.resumed for stage in stages)
     progress = process.Progress(label, done + sum(stage.owed() for stage in stages), done)
 
-    def chunks() -> Iterator[Chunk | None]:
-        sources = {i: stage.parts() for i, stage in enumerate(stages)}
-        while sources:
-            idle = True
-            for i in list(sources):
-                chunk = next(sources[i], "end")
-                if isinstance(chunk, str):
-                    del sources[i]
-                elif chunk is not None:
-                    idle = False
-                    yield Chunk(chunk.prompts, chunk.batch, i)
-            if idle and sources:
-                for stage in stages:
-                    stage.writer.tick()
-                yield None
+    def chunks() -> Iterator[Chunk]:
+        for i, stage in enumerate(stages):
+            for chunk in stage.parts():
+                yield Chunk(chunk.prompts, chunk.batch, i)
 
     try:
         for i, batch in by_workers(chunks(), first.specs, first.rule):
             stages[i].pace.done += batch.num_rows
             stages[i].writer.extend(batch)
-            if not first.follow:
-                progress.step(batch.num_rows)
+            progress.step(batch.num_rows)
     finally:
         # Ctrl-C or a scorer that cannot start: what is scored is kept.
         for stage in stages:
@@ -86,19 +72,15 @@ class _Stage:
         self.prompts = {p.id: p for p in rows.read(Path(job["prompts"]), Prompt)}
         self.specs: Specs = job["scorers"]
         self.rule = Combine(**job["combine"])
-        self.follow = bool(job.get("follow"))
-        """Whether the sample stage may still be writing."""
         self.seen = rows.ids(self.folder)
         """Ids of the candidates that are scored, or on their way."""
         self.resumed = len(self.seen)
         self.pace = Pace()
-        # Beside the sample stage soon, so that people and samplers see verdicts as they come.
-        seconds = 2.0 if self.follow else 10.0
-        self.writer = rows.Writer(self.folder, ScoreRow, rows=65536, seconds=seconds)
+        self.writer = rows.Writer(self.folder, ScoreRow, rows=65536)
 
     def owed(self) -> int:
-        """Candidates to be scored, as far as one can know."""
-        return 0 if self.follow else rows.count(self.source) - self.resumed
+        """Candidates to be scored."""
+        return rows.count(self.source) - self.resumed
 
     def run(self) -> None:
         """Scores by scorers some of which run in this process."""
@@ -112,7 +94,7 @@ class _Stage:
             getattr(scorer, "open", lambda _: None)(self.folder)
         whole = any(scorer.whole_prompts for scorer in made.values())
         counts: Counter[str] = Counter()
-        chunks = self._whole_prompts(counts) if whole else filter(None, self.parts())
+        chunks = self._whole_prompts(counts) if whole else self.parts()
         progress = process.Progress(self.job["label"], self.resumed + self.owed(), self.resumed)
 
         def keep(batch: pa.RecordBatch) -> None:
@@ -136,26 +118,14 @@ class _Stage:
     def _is_fresh(self, batch: pa.RecordBatch) -> pa.Array:
         return pa.array([id not in self.seen for id in batch.column("id").to_pylist()], pa.bool_())
 
-    def parts(self) -> Iterator[Chunk | None]:
-        """All candidates that are not scored yet, part by part; None while the next is awaited."""
-        taken: set[Path] = set()
-        while True:
-            # Asked before the parts are listed, or the last of them could be missed.
-            complete = not self.follow or StageDir(self.source).manifest() is not None
-            fresh = rows.parts(self.source, taken)
-            for batch in rows.batches(self.source, COLUMNS, fresh):
-                batch = batch.filter(self._is_fresh(batch))
-                self.seen.update(batch.column("id").to_pylist())
-                rest, cut = split_truncated(batch)
-                self.writer.extend(cut)
-                yield from self._cut(rest)
-            taken.update(fresh)
-            if complete:
-                return
-            if not fresh:
-                until = time.monotonic() + LOOK_S
-                while time.monotonic() < until:
-                    yield None
+    def parts(self) -> Iterator[Chunk]:
+        """All candidates that are not scored yet."""
+        for batch in rows.batches(self.source, COLUMNS):
+            batch = batch.filter(self._is_fresh(batch))
+            self.seen.update(batch.column("id").to_pylist())
+            rest, cut = split_truncated(batch)
+            self.writer.extend(cut)
+            yield from self._cut(rest)
 
     def _cut(self, batch: pa.RecordBatch) -> Iterator[Chunk]:
         at = 0
@@ -185,30 +155,9 @@ class _Stage:
             partitions.close()
 
     def commit(self, seconds: float, **more: Any) -> None:
-        verdicts: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        count = 0
-        for batch in rows.batches(self.folder, ["id", "verdict", "reason"]):
-            count += batch.num_rows
-            verdicts.update(batch.column("verdict").to_pylist())
-            unknown = batch.filter(pc.equal(batch.column("verdict"), str(Verdict.UNKNOWN)))
-            # `format:tags` is counted as format: a line a reason, not a line a row.
-            told = unknown.column("reason").to_pylist()
-            reasons.update((reason or "unknown").partition(":")[0] for reason in told)
-        total, label = rows.count(self.source), self.job["label"]
-        if count != total:
-            raise RftError(
-                f"{label}: {count:,} verdicts on disk for {total:,} candidates, where each has one. "
-                f"Delete {self.folder} and give the same command again."
-            )
-        StageDir(self.folder).commit(
-            seconds,
-            rows=count,
-            verdicts=dict(verdicts),
-            unknown=dict(reasons),
-            funnel={"in": total, "out": count, "dropped": {}},
-            **more,
-        )
+        given = self.job.get("loops")
+        rule = None if given is None else Loops(**given)
+        scoring.commit(self.folder, self.source, self.job["label"], seconds, rule, **more)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ that samples were added, is a known failure of peers.
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import time
 from collections import Counter, defaultdict
@@ -21,11 +22,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rft import components, process, rows
+from rft import collapse, components, process, rows
 from rft.chat import Renderer
 from rft.config import Chat, Component, Model
 from rft.groups import Partitions, Source
 from rft.rundir import StageDir
+from rft.tallies import KEYS
 from rft.types import (
     Candidate,
     ChoiceRow,
@@ -272,8 +274,37 @@ def _count_tokens(batch: pa.RecordBatch) -> pa.RecordBatch:
     )
 
 
+def _watch(job: dict[str, Any]) -> dict[str, Any]:
+    """How much variety this round's samples have, for the manifest. Raises RftError if it has
+    collapsed and the run is to stop then."""
+    spec = job["rounds"]
+    pools = Pools({**job, "pools": spec["pools"]}, Path(job["folder"]) / ".scratch")
+    try:
+        now = collapse.measure(pools, KEYS[spec["distinct"]])
+    finally:
+        pools.partitions.close()
+    if now is None:
+        return {}
+    found: dict[str, Any] = {"round": spec["number"], "variety": now.as_dict()}
+    manifest = StageDir(Path(spec["first"])).manifest() if spec["first"] else None
+    if manifest and "variety" in manifest:
+        first = collapse.Variety.from_dict(manifest["variety"])
+        found["collapse"] = collapse.signs(first, now)
+        if found["collapse"]:
+            told = f"{job['label']}: since the first round: {'; '.join(found['collapse'])}"
+            if spec["on_collapse"] == "stop":
+                raise RftError(
+                    f"{told}. Stopped before training on it (rounds.on_collapse: stop). Set it to warn "
+                    f"to go on, or rounds.n to {spec['number'] - 1} to end with the last good round; a "
+                    "higher temperature, survivors: keep and init: base keep more variety."
+                )
+            process.say(f"  warning: {told}")
+    return found
+
+
 def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -> None:
     started = time.monotonic()
+    watched = _watch(job) if job.get("rounds") else {}
     selectors = []
     for spec in job["selectors"]:
         args = dict(spec["args"])
@@ -323,23 +354,26 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
     name = str(job["model"]["base"]) + str(job["chat"])
     if name not in renderers:
         renderers[name] = Renderer(Model(**job["model"]), Chat(**job["chat"]))
-    _write_train(folder / "train", left, renderers[name])
+    _write_train(job, left, pools.prompts, renderers[name])
     StageDir(folder).commit(
         time.monotonic() - started,
         rows=len(chosen),
         sampled=sampled,
         prompts=len(left.column("prompt_id").unique()),
         funnel=funnel,
+        **watched,
     )
 
 
 def _chosen(job: dict[str, Any], ids: pa.Array) -> pa.Table:
-    """The chosen candidates with their tokens, in an order that follows from the rows alone."""
+    """The chosen candidates with their tokens, in an order that follows from the rows alone, and the
+    number of the pool that each is of."""
     columns = [f.name for f in dataclasses.fields(Candidate) if f.name != "token_logprobs"]
     kept = []
-    for pool in job["pools"]:
+    for number, pool in enumerate(job["pools"]):
         for batch in rows.batches(Path(pool["sample"]), columns):
-            kept.append(batch.filter(pc.is_in(batch.column("id"), value_set=ids)))
+            batch = batch.filter(pc.is_in(batch.column("id"), value_set=ids))
+            kept.append(batch.append_column("number", pa.array([number] * len(batch), pa.int16())))
     table = pa.Table.from_batches(kept, kept[0].schema)
     sampled = pc.not_equal(table.column("finish"), str(Finish.REFERENCE)).cast(pa.int8())
     keys = ["prompt_id", "sampled", "index", "id"]
@@ -350,13 +384,26 @@ def _chosen(job: dict[str, Any], ids: pa.Array) -> pa.Table:
     return table.take(order)
 
 
-def _write_train(folder: Path, table: pa.Table, renderer: Renderer) -> None:
+def _write_train(
+    job: dict[str, Any], table: pa.Table, prompts: dict[str, Prompt], renderer: Renderer
+) -> None:
+    """The training rows: tokens as they were sampled wherever they are the trained model's own."""
+    asked = functools.lru_cache(maxsize=1024)(renderer.prompt_ids)
+    folder = Path(job["folder"]) / "train"
     with rows.Writer(folder, TrainRow, rows=16384, seconds=600) as writer:
         for batch in table.to_batches(max_chunksize=4096):
-            for c in rows.objects(batch, Candidate):
-                ids = renderer.train_ids(c)
+            numbers = batch.column("number").to_pylist()
+            for number, c in zip(numbers, rows.objects(batch, Candidate)):
+                pool = job["pools"][number]
+                ids = (
+                    renderer.train_ids(c) if pool["own_tokens"] else renderer.completion_ids(c.text)
+                )
+                prompt = c.prompt_token_ids
+                if not (pool["own_tokens"] and pool["own_prompts"]):
+                    # Asked in another way, or of another model: learnt as the answer to the question.
+                    prompt = asked(prompts[c.prompt_id].question)
                 is_reference = c.finish is Finish.REFERENCE
-                writer.add(TrainRow(c.id, c.prompt_id, c.prompt_token_ids, ids, is_reference))
+                writer.add(TrainRow(c.id, c.prompt_id, prompt, ids, is_reference, c.pool))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ on), or alone as `python -m rft.stages.train JOBS.json`. Jobs of one process are
 the other, since starting Python and torch costs more than a small job does. A job is
 
     {"folder": stage folder, "label": text, "model": Model, "train": Train, "seed": int,
-     "rows": folder of TrainRow parts, "match": train stage whose "steps" to take, or null}
+     "rows": folder of TrainRow parts, "match": train stage whose "steps" to take, or null,
+     "start": folder of the adapter to go on from, or null}
 """
 
 import os

@@ -147,7 +147,7 @@ def train_job(job: dict[str, Any], stop: StopSignal) -> None:
     groups = read_groups(rows.read(Path(job["rows"]), TrainRow))
     base = load_base(model_settings, settings)
     check_rows(base, model_settings, groups)
-    model = add_lora(base, settings, seed)
+    model = add_lora(base, settings, seed, job.get("start"))
 
     accelerator = _accelerator(settings)
     if accelerator.device.type == "cpu":

@@ -46,8 +46,11 @@ def load_base(model: Model, train: Train) -> Any:
     return base
 
 
-def add_lora(base: Any, train: Train, seed: int) -> Any:
-    """The base with a fresh adapter (PEFT). Raises RftError for targets that are not in it."""
+def add_lora(base: Any, train: Train, seed: int, start: str | None = None) -> Any:
+    """The base with a fresh adapter (PEFT), or with the weights of the adapter in the folder `start`.
+
+    Raises RftError for targets that are not in it, or an adapter of another shape.
+    """
     from peft import LoraConfig, get_peft_model
 
     lora = train.lora
@@ -67,8 +70,28 @@ def add_lora(base: Any, train: Train, seed: int) -> Any:
         raise RftError(
             f"train.lora.targets: {lora.targets}: {str(fault).splitlines()[0]}"
         ) from fault
+    if start is not None:
+        _load_weights(model, train, Path(start))
     model.train()
     return model
+
+
+def _load_weights(model: Any, train: Train, folder: Path) -> None:
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(folder / "adapter_model.safetensors")
+        got = set_peft_model_state_dict(model, weights)
+        wrong = got.unexpected_keys or [name for name in got.missing_keys if "lora_" in name]
+        why = f"it does not fit: {wrong[0]}" if wrong else ""
+    except (OSError, RuntimeError, ValueError) as fault:
+        why = " ".join(str(fault).split())[:200]
+    if why:
+        raise RftError(
+            f"rounds.init: last: {folder}: {why}. The adapter to go on from must have been trained with "
+            f"the same train.lora (here rank {train.lora.rank}, targets {train.lora.targets})"
+        )
 
 
 def completion_logits(model: Any, batch: Batch) -> torch.Tensor:

@@ -33,7 +33,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from rft.selectors._equations import _equation
+from rft.equations import _equation
 from rft.selectors.balance import balance
 from rft.selectors.correct import correct
 from rft.selectors.decontaminate import decontaminate

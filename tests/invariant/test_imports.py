@@ -12,9 +12,12 @@ LEVELS = [
     {"cli"},
     {"check", "runner", "show", "doctor", "reference"},
     {"plan"},
+    {"identity"},
     {"stages"},
+    {"verdicts"},
     {"scoring"},
-    {"samplers", "scorers", "selectors", "training", "report"},
+    {"samplers", "allocators", "scorers", "selectors", "training", "report"},
+    {"collapse"},
     {
         "process",
         "prompts",
@@ -27,6 +30,12 @@ LEVELS = [
         "stats",
         "groups",
         "combine",
+        "equations",
+        "tallies",
+        "loops",
+        "server",
+        "hosts",
+        "cluster",
     },
     {"loader"},
     {"config"},
@@ -38,11 +47,16 @@ WITHIN = {
     ("rundir", "rows"),
     ("prompts", "components"),
     ("groups", "rows"),
+    ("tallies", "equations"),
+    ("loops", "stats"),
     ("workers", "process"),
+    ("hosts", "process"),
+    ("cluster", "hosts"),
+    ("cluster", "workers"),
 }
 """Imports within the level of helpers, so that none of them goes round in a circle."""
 
-LEAVES = ("stages", "samplers", "scorers", "selectors")
+LEAVES = ("stages", "samplers", "allocators", "scorers", "selectors")
 """Folders whose files never import one another, but for helpers that begin with `_`."""
 
 

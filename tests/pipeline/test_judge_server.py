@@ -4,27 +4,23 @@ Run as a script, this file is the process with that engine: one process holds on
 """
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 import rft
 from rft.scorers.judge import judge
 from rft.types import Candidate, Finish, Prompt, RftError, Score, Verdict, digest
+from tests.pipeline._serve import served
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(rft.__file__).parent / "embedded" / "model"
@@ -72,47 +68,6 @@ def scores(
     return dict(got)
 
 
-@contextmanager
-def served(model: Path, max_len: int, log: Path) -> Iterator[str]:
-    """`vllm serve`, with the settings that suit a CPU; gives the base_url."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": cores,
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    args = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    args += ["--served-model-name", "the-judge", "--host", "127.0.0.1", "--port", str(port)]
-    args += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "64"]
-    # Seeded requests whose prompt is prefilled in several steps end the engine on a CPU.
-    args += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(2048, max_len))]
-    args += ["--max-model-len", str(max_len)]
-    with open(log, "wb") as out:
-        server = subprocess.Popen(
-            args, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        end = time.monotonic() + 240
-        while True:
-            assert server.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(server.pid, number)
-                server.wait(20)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                pass
-
-
 def test_server_and_engine_agree(tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(TINY, model)
@@ -152,7 +107,7 @@ def test_server_and_engine_agree(tmp_path: Path) -> None:
         }
 
     done = subprocess.run(
-        [sys.executable, __file__, str(model), str(tmp_path / "engine")],
+        [sys.executable, "-m", __name__, str(model), str(tmp_path / "engine")],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -5,7 +5,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import pytest
 
 from rft.components import make
 from rft.config import Component, ConfigError
-from rft.scorers import _server
+from rft.scorers._backends import Reply
 from rft.scorers._ledger import Ledger
-from rft.scorers._server import Reply
 from rft.scorers.judge import CONTROL, PROMPTS, judge
 from rft.types import Candidate, Finish, Prompt, RftError, Score, Verdict
+from tests.unit._served import Answer, Script, Served
 
 PROBLEM = Prompt("p", "Ana has 3 eggs and finds 4. How many has she?", "7")
 
@@ -41,93 +40,20 @@ def said(text: str | None, finish: str = "stop", **more: Any) -> bytes:
     return json.dumps({"choices": [choice], "usage": usage} | more).encode()
 
 
-Answer = tuple[int, dict[str, str], bytes] | None
-"""Status, headers and body; None drops the connection."""
-
-
-class Judges:
-    """A server; `answer(n, body)` says what request n (from 0) gets."""
-
-    def __init__(self, answer: Callable[[int, dict[str, Any]], Answer]):
-        self.bodies: list[dict[str, Any]] = []
-        self.times: list[float] = []
-        self.keys: list[str | None] = []
-        self.now = self.most = 0
-        self.dead = False
-        """It drops every connection."""
-        judges, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                if judges.dead:
-                    self.close_connection = True
-                    self.connection.close()
-                    return
-                self.reply(200, {}, json.dumps({"data": [{"id": "wise"}]}).encode())
-
-            def do_POST(self) -> None:
-                assert self.path == "/v1/chat/completions"
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                with lock:
-                    n = len(judges.bodies)
-                    judges.bodies.append(body)
-                    judges.times.append(time.monotonic())
-                    judges.keys.append(self.headers["authorization"])
-                    judges.now += 1
-                    judges.most = max(judges.most, judges.now)
-                try:
-                    got = answer(n, body)
-                finally:
-                    with lock:
-                        judges.now -= 1
-                if got is None or judges.dead:
-                    self.close_connection = True
-                    self.connection.close()
-                    return
-                self.reply(*got)
-
-            def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
-                with contextlib.suppress(OSError):  # it may have given up waiting
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.send_header("content-length", str(len(body)))
-                    self.end_headers()
-                    self.wfile.write(body)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def texts(self) -> list[str]:
-        return [body["messages"][-1]["content"] for body in self.bodies]
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_server, "PAUSE_S", 0.1)
+    monkeypatch.setattr("rft.server.PAUSE_S", 0.1)
 
 
-Serve = Callable[[Callable[[int, dict[str, Any]], Answer]], Judges]
+Serve = Callable[[Script], Served]
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    running: list[Judges] = []
+    running: list[Served] = []
 
-    def start(answer: Callable[[int, dict[str, Any]], Answer]) -> Judges:
-        running.append(Judges(answer))
+    def start(answer: Script) -> Served:
+        running.append(Served(answer))
         return running[-1]
 
     yield start
@@ -135,7 +61,7 @@ def serve() -> Iterator[Serve]:
         server.stop()
 
 
-def always(text: str | None, **more: Any) -> Callable[[int, dict[str, Any]], Answer]:
+def always(text: str | None, **more: Any) -> Script:
     return lambda n, body: (200, {}, said(text, **more))
 
 

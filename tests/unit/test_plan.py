@@ -54,7 +54,7 @@ class Bench:
             **body,
         }
         path = self.folder / "e.yaml"
-        path.write_text(yaml.safe_dump(raw))
+        path.write_text(yaml.safe_dump(raw, sort_keys=False))
         return Plan(loader.load(path, [f"runs={self.folder}/runs", *overrides]))
 
 
@@ -251,15 +251,86 @@ def test_two_revisions_of_one_hub_model_are_two_models(bench: Bench) -> None:
     assert pool(plan, "a") != pool(plan, "b")
 
 
-def test_several_policies_are_several_pools(bench: Bench) -> None:
-    plan = bench.plan(sample={"policy": ["base", "arm:sft"]})
-    got = links(plan, "rft")
-    assert {n for n in got if n.startswith("2_")} == {
-        "2_sample_reference",
-        "2_sample_base",
-        "2_sample_arm_sft",
+def test_pools_are_sampled_each_with_its_settings(bench: Bench) -> None:
+    pools = {
+        "base": {"policy": "base"},
+        "hot": {"temperature": 1.5, "n": 2},
+        "hint": {"only": "unsolved", "chat": {"prompt": "{question} It is {answer}."}},
     }
-    assert len(got["4_select"].job["pools"]) == 3
+    plan = bench.plan(sample={"policy": "arm:sft", "pools": pools})
+    got = links(plan, "rft")
+    samples = {n: got[n] for n in got if n.startswith("2_")}
+    assert set(samples) == {f"2_sample_{n}" for n in ("reference", "base", "hot", "hint")}
+    assert [p["own_prompts"] for p in got["4_select"].job["pools"]] == [True, True, True, False]
+    assert samples["2_sample_base"].job["adapter"] is None
+    assert samples["2_sample_hot"].job["decoding"]["temperature"] == 1.5
+    assert samples["2_sample_hot"].job["decoding"]["n"] == 2
+    hint = samples["2_sample_hint"]
+    assert hint.job["pool_name"] == "hint" and "{answer}" in hint.job["chat"]["prompt"]
+    earlier = [got["3_score_base"], got["3_score_hot"]]
+    assert hint.job["unless_solved_by"] == [str(n.dir.path) for n in earlier]
+    assert all(n in hint.needs for n in earlier)
+    assert len({n.job["pool"] for n in samples.values()}) == 4
+
+
+def test_a_pool_that_hints_depends_on_the_answers_and_others_do_not(bench: Bench) -> None:
+    pools = {"plain": {}, "hint": {"chat": {"prompt": "{question} It is {answer}."}}}
+    before = bench.plan(sample={"policy": "base", "pools": pools})
+    bench.data(train=[q(i, answer=99) for i in range(4)])
+    after = bench.plan(sample={"policy": "base", "pools": pools})
+    moved = changed(before, after)
+    assert "sample_hint" in moved and "sample_plain" not in moved
+
+
+def test_few_shot_examples_are_the_first_solved_problems_with_one_to_spare(bench: Bench) -> None:
+    plan = bench.plan(sample={"policy": "base", "chat": {"shots": 1}}, eval={"chat": {"shots": 1}})
+    got = links(plan, "rft")
+    solved = ["0 + 1?", "1 + 1?"]
+    for link in ("2_sample", "6_eval_sample"):
+        chat = got[link].job["chat"]
+        assert [e["question"] for e in chat["examples"]] == solved and chat["shots"] == 1
+    assert got["4_select"].job["chat"]["shots"] == 0
+    assert [p["own_prompts"] for p in got["4_select"].job["pools"]] == [True, False]
+    with pytest.raises(ConfigError, match=r"chat\.shots: 1000 examples"):
+        bench.plan(sample={"policy": "base", "chat": {"shots": 1000}})
+
+
+def test_allocator_makes_the_samples_depend_on_the_scorers(bench: Bench) -> None:
+    adaptive = {"policy": "base", "allocate": {"use": f"{bench.folder}/own.py:halves"}}
+    (bench.folder / "own.py").write_text("def halves(tallies, *, most: int = 4):\n    yield None\n")
+    before = bench.plan(sample=adaptive)
+    after = bench.plan("score=[{use: math}]", sample=adaptive)
+    assert links(before, "rft")["2_sample"].key != links(after, "rft")["2_sample"].key
+    assert pool(before, "rft") == pool(after, "rft")
+    most = {**adaptive, "allocate": {**adaptive["allocate"], "args": {"most": 2}}}
+    assert (
+        links(bench.plan(sample=most), "rft")["2_sample"].key
+        != links(before, "rft")["2_sample"].key
+    )
+    with pytest.raises(ConfigError, match=r"allocate\.use: .* needs verdicts .* score\.0: consensus"):
+        bench.plan("score=[{use: consensus}]", sample=adaptive)
+    with pytest.raises(ConfigError, match=r"sample\.allocate\.args\.mots"):
+        bench.plan(sample={**adaptive, "allocate": {**adaptive["allocate"], "args": {"mots": 2}}})
+
+
+def test_engines_on_many_machines_draw_the_same_samples(bench: Bench) -> None:
+    here = bench.plan(sample={"policy": "base"})
+    there = bench.plan(sample={"policy": "base", "use": "ray"})
+    assert links(here, "rft")["2_sample"].key == links(there, "rft")["2_sample"].key
+
+
+def test_adapter_by_its_folder_is_a_policy(bench: Bench) -> None:
+    folder = bench.folder / "adapter"
+    with pytest.raises(ConfigError, match=r"policy: .*adapter: there is no LoRA adapter"):
+        bench.plan(sample={"policy": str(folder)})
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(b"one")
+    before = bench.plan(sample={"policy": str(folder)})
+    assert links(before, "rft")["2_sample"].job["adapter"] == str(folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"two")
+    after = bench.plan(sample={"policy": str(folder)})
+    assert pool(before, "rft") != pool(after, "rft")
 
 
 def test_many_rounds_are_planned_at_once(bench: Bench) -> None:

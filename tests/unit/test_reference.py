@@ -26,7 +26,7 @@ def part(name: str) -> str:
 def test_every_built_in_has_its_docstring_and_arguments(kind: str, name: str) -> None:
     shown = part(name)
     assert len(shown.strip().split("\n")[0]) > 20
-    own = [] if kind == "samplers" else components.parameters(kind, name)
+    own = components.parameters(kind, name)
     rows = [line.split("`")[1] for line in shown.split("\n") if line.startswith("| `")]
     assert rows == own
     for given in ("setup", "groups", "candidate"):
@@ -47,6 +47,8 @@ def test_rows_and_prose_of_a_component() -> None:
     text = inspect.getdoc(sys.modules["rft.samplers.vllm"])
     assert text is not None
     assert part("vllm").strip() == " ".join(text.split("\n\n")[0].split())
+    assert part("replay").startswith("\nNot a model: samples that are there already")
+    assert "| `repeats` | `drop` \\| `keep` | `\"drop\"` | `drop` leaves out " in part("replay")
 
 
 def test_paths_are_explained() -> None:

@@ -1,4 +1,5 @@
-"""Samplers against each other and against the promises of rft.types.Sampler, on a real tiny model.
+"""Samplers against each other, and what is particular to one, on a real tiny model. What all of them
+promise is in test_sampler_contract.py.
 
 One vLLM engine with two adapters serves most tests: its base requests must be the base model's.
 """
@@ -20,7 +21,8 @@ import pytest
 import rft
 from rft.chat import Renderer
 from rft.components import find
-from rft.config import Chat, Decoding, Engine, Model
+from rft.config import Chat, Decoding, Engine, Loops, Model
+from rft.loops import is_audited, stopped_at
 from rft.samplers._beam import BeamSearch
 from rft.types import Candidate, Finish, Prompt, Request, RftError, Sampler, Setup, digest
 
@@ -165,6 +167,60 @@ def test_vllm_and_transformers_agree(
         assert c.text == setup.renderer.decode(c.token_ids) or decoding.get("stop")
 
 
+LOOPING = ["\n books " * 8, ") apples " * 4, "zebra # " * 8, "zebra : " * 5]
+"""After these the embedded model says the same thing again and again: greedily, and in the end."""
+
+
+@pytest.mark.parametrize("decoding", [{}, {"n": 3, "temperature": 0.5}], ids=json.dumps)
+def test_both_stop_a_loop_at_the_token_that_the_rule_names(
+    setup: Setup, engine: Sampler, slow_one: Sampler, decoding: dict[str, Any]
+) -> None:
+    rule = Loops(period=16, repeats=3, min_tokens=12, audit=0)
+    asked = {"questions": LOOPING + QUESTIONS, "max_tokens": 100, **decoding}
+
+    def drawn(sampler: Sampler, loops: Loops | None) -> dict[str, Candidate]:
+        return by_id(sampler.sample(requests(setup, loops=loops, **asked)))
+
+    for sampler in (engine, slow_one):
+        whole = drawn(sampler, None)
+        ends = {key: stopped_at(c.token_ids[:-1], rule) for key, c in whole.items()}
+        looped = {key for key, at in ends.items() if at is not None}
+        assert len(looped) >= 4 and len(whole) - len(looped) >= 6
+        for key, c in drawn(sampler, rule).items():
+            if key in looped:
+                assert (c.finish, c.token_ids) == (Finish.LOOP, whole[key].token_ids[: ends[key]])
+                assert c.text == setup.renderer.decode(c.token_ids)
+            else:
+                assert (c.finish, c.token_ids) == (whole[key].finish, whole[key].token_ids)
+        # The audited share runs on, and its ids say which that is.
+        half = rule.model_copy(update={"audit": 0.5})
+        got = drawn(sampler, half)
+        stopped = {key for key, c in got.items() if c.finish is Finish.LOOP}
+        assert stopped == {key for key in looped if not is_audited(key, half)}
+        assert 0 < len(stopped) < len(looped)
+        for key in got.keys() - stopped:
+            assert got[key].token_ids == whole[key].token_ids
+
+
+def test_what_ends_at_the_same_token_is_no_loop(
+    setup: Setup, engine: Sampler, slow_one: Sampler
+) -> None:
+    rule = Loops(period=16, repeats=3, min_tokens=12, audit=0)
+    (looped,) = slow_one.sample(requests(setup, LOOPING[:1], max_tokens=100, loops=rule))
+    assert looped.finish is Finish.LOOP
+    at = len(looped.token_ids)
+    for sampler in (engine, slow_one):
+        (cut,) = sampler.sample(requests(setup, LOOPING[:1], max_tokens=at, loops=rule))
+        assert (cut.finish, cut.token_ids) == (Finish.LENGTH, looped.token_ids)
+        (longer,) = sampler.sample(requests(setup, LOOPING[:1], max_tokens=at + 1, loops=rule))
+        assert (longer.finish, longer.token_ids) == (Finish.LOOP, looped.token_ids)
+        stop = [looped.text[-1]]
+        (ended,) = sampler.sample(
+            requests(setup, LOOPING[:1], max_tokens=100, loops=rule, stop=stop)
+        )
+        assert ended.finish is Finish.STOP
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_adapters_agree_and_differ_from_the_base(
     setup: Setup, engine: Sampler, slow_one: Sampler, adapters: tuple[str, str], which: int
@@ -196,17 +252,6 @@ def _greedy(sampler: str, base: str) -> dict[str, tuple[int, ...]]:
 
 
 # ---- seeds ------------------------------------------------------------------------------------
-
-
-def test_a_sample_depends_on_its_seed_alone(setup: Setup, sampler: Sampler) -> None:
-    asked = list(requests(setup, n=6, top_k=40, min_p=0.01, top_p=0.95))
-    first = tokens(sampler.sample(iter(asked)))
-    assert len(first) == len(asked)
-    assert tokens(sampler.sample(reversed(asked))) == first
-    # A resumed run asks for the rest only; other company in the batch.
-    rest = asked[5::4]
-    again = tokens(sampler.sample(iter([*rest, *requests(setup, ["Other?"], n=3)])))
-    assert {r.id: again[r.id] for r in rest} == {r.id: first[r.id] for r in rest}
 
 
 def test_other_seeds_give_other_samples(setup: Setup, sampler: Sampler) -> None:
@@ -248,91 +293,6 @@ def test_frequencies_follow_the_model(setup: Setup, sampler: Sampler) -> None:
     share = sum(c.token_ids[0] == likeliest for c in got) / n
     assert abs(share - p) < 4 * (p * (1 - p) / n) ** 0.5
     assert sum(float(hot[t]) for t in {c.token_ids[0] for c in got}) > 0.9
-
-
-# ---- rows -------------------------------------------------------------------------------------
-
-
-def test_rows_are_whole(setup: Setup, sampler: Sampler) -> None:
-    asked = {r.id: r for r in requests(setup, n=4, max_tokens=30, logprobs="tokens")}
-    got = by_id(sampler.sample(iter(asked.values())))
-    assert got.keys() == asked.keys()
-    assert {c.finish for c in got.values()} >= {Finish.STOP}
-    for key, c in got.items():
-        r = asked[key]
-        assert (c.prompt_id, c.index, c.prompt_token_ids) == (
-            r.prompt_id,
-            r.index,
-            r.prompt_token_ids,
-        )
-        assert c.token_logprobs is not None and len(c.token_logprobs) == len(c.token_ids)
-        assert c.logprob == pytest.approx(sum(c.token_logprobs))
-        ended = c.token_ids[-1] == setup.renderer.eos_id
-        assert ended == (c.finish is Finish.STOP)
-        assert len(c.token_ids) == 30 if c.finish is Finish.LENGTH else len(c.token_ids) <= 30
-        assert setup.renderer.eos_id not in c.token_ids[:-1]
-
-
-def test_the_budget_is_clipped_to_max_len(setup: Setup, sampler: Sampler) -> None:
-    ids = setup.renderer.prompt_ids(" ".join(QUESTIONS * 9))[: MAX_LEN - 3]
-    assert len(ids) == MAX_LEN - 3
-    one = dataclasses.replace(next(requests(setup)), prompt_token_ids=ids)
-    (got,) = sampler.sample(iter([one]))
-    assert len(got.token_ids) <= 3
-
-
-@pytest.mark.parametrize("length", [0, MAX_LEN, MAX_LEN + 1])
-def test_impossible_prompts_are_refused(setup: Setup, sampler: Sampler, length: int) -> None:
-    bad = dataclasses.replace(next(requests(setup)), prompt_token_ids=(5,) * length)
-    with pytest.raises(RftError, match="max_len|no tokens"):
-        list(sampler.sample(iter([bad])))
-    assert len(list(sampler.sample(requests(setup)))) == len(QUESTIONS)
-
-
-def test_unknown_adapter_is_refused(setup: Setup, sampler: Sampler) -> None:
-    with pytest.raises(RftError, match="./nowhere"):
-        list(sampler.sample(requests(setup, adapter="./nowhere")))
-
-
-def test_requests_are_pulled_not_drained(setup: Setup, sampler: Sampler) -> None:
-    pulled = 0
-
-    def endless() -> Iterator[Request]:
-        nonlocal pulled
-        for i in itertools.count():
-            pulled += 1
-            yield from requests(setup, [f"{i} + {i} ="])
-
-    stream = sampler.sample(endless())
-    for done, _ in enumerate(itertools.islice(stream, 60), start=1):
-        assert pulled - done <= 2 * 8 + 1
-    stream.close()  # type: ignore[attr-defined]
-    # What was left inside does not come out later.
-    assert len(list(sampler.sample(requests(setup)))) == len(QUESTIONS)
-
-
-def test_adaptive_iterators_see_results(setup: Setup, sampler: Sampler) -> None:
-    """An iterator may decide on the next request by what has come back."""
-    got: list[Candidate] = []
-
-    def until_three() -> Iterator[Request]:
-        for r in requests(setup, QUESTIONS[:1], n=200):
-            if len(got) >= 3:
-                return
-            yield r
-
-    for c in sampler.sample(until_three()):
-        got.append(c)
-    assert 3 <= len(got) <= 40
-
-
-def test_stats_count(setup: Setup, sampler: Sampler) -> None:
-    before = sampler.stats()
-    got = list(sampler.sample(requests(setup, n=2)))
-    after = sampler.stats()
-    assert after["requests"] - before["requests"] == len(got)
-    assert after["tokens"] - before["tokens"] == sum(len(c.token_ids) for c in got)
-    assert after["tokens_per_s"] == pytest.approx(after["tokens"] / after["seconds"])
 
 
 # ---- vLLM alone -------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rft import rows
+from rft.equations import equations
 from rft.rundir import StageDir
-from rft.selectors._equations import equations
 from rft.selectors.cap import cap
 from rft.selectors.correct import correct
 from rft.selectors.distinct_equations import distinct_equations

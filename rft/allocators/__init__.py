@@ -1,0 +1,1 @@
+"""How many samples each prompt gets: one file per rule, named as `sample.allocate` names it."""

@@ -1,0 +1,385 @@
+"""Ray: joining a cluster or starting one here, workers in its actors, and scorers spread over it.
+
+What of Ray is used, and why. *Actors*, because an engine takes a minute to start and must keep what
+it has loaded. A *placement group* of one bundle for each actor (STRICT_PACK: all its GPUs on one
+node): it holds their place when an actor dies, so that a fresh one isn't kept out by others, and tells an
+autoscaler at once what is wanted. The *object store*, for what is large and goes to many: adapters.
+Calls of an actor's methods carry the rest: requests out, candidates back. Ray's own restarts and
+retries are off: which requests a dead actor owed is known here, and only here is it known which of
+them have been answered. Ray Data isn't used: it maps a data set that is there before, while
+requests here depend on verdicts; its blocks are counted in rows and not in what an engine has room
+for; and rows go to disk as they come, by id, so there is no shuffle, join or sink left for it.
+"""
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rft import workers
+from rft.hosts import MAX_DEATHS, ROOM_S, Host, Lost, Pool
+from rft.types import RftError
+
+OBJECT_STORE_BYTES = 256 << 20
+"""Of a Ray that is started here. Messages are small, and adapters needn't travel."""
+
+LONGEST_SOCKET = 107
+"""Bytes that Linux allows in the path of a Unix socket."""
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str
+    cpus: int
+    gpus: int
+
+
+def connect(address: str | None) -> Callable[[], None]:
+    """Joins the cluster at `address`, or starts Ray here if it is None; returns what undoes it.
+
+    address: `auto` (the cluster that this machine is a node of), `host:6379` (the same, by name), or
+    `ray://host:10001` (Ray Client, from anywhere). Raises RftError if that cannot be.
+    """
+    # Ray tells its makers what it is used for, and asks on a terminal whether it may.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as fault:
+        raise RftError(
+            f"ray: it cannot be imported ({fault}): install rft with its extra: `pip install "
+            "'rft[ray]'`"
+        ) from fault
+    if ray.is_initialized():
+        return lambda: None  # whoever joined before leaves later
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        options |= {
+            "address": "local",
+            "num_cpus": len(os.sched_getaffinity(0)),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": _folder(),
+        }
+    else:
+        options["address"] = address
+    with _own_signals():
+        try:
+            context = ray.init(**options)
+        except Exception as fault:
+            raise RftError(_no_cluster(address, fault)) from fault
+    session = None if address else context.address_info["session_dir"]
+
+    def leave() -> None:
+        ray.shutdown()
+        if session:
+            shutil.rmtree(session, ignore_errors=True)
+
+    return leave
+
+
+def _folder() -> str:
+    """Where a Ray that is started here keeps sockets and logs: ours alone, and not too deep."""
+    name, deepest = f"rft-ray-{os.getuid()}", 64
+    parent = tempfile.gettempdir()
+    if len(parent) + len(name) + deepest > LONGEST_SOCKET:
+        parent = "/tmp"
+    folder = Path(parent) / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise RftError(f"{folder}: belongs to someone else: set TMPDIR to a folder of your own")
+    return str(folder)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keeps the handlers of a stage, which writes what is finished before it ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _no_cluster(address: str | None, fault: Exception) -> str:
+    text = " ".join(str(fault).split()) or type(fault).__name__
+    if "ersion mismatch" in text:
+        fix = "install the same versions of Ray and Python here and on the cluster"
+    elif address is None:
+        fix = "Ray could not be started here; TMPDIR must be writable and have some 100 MB free"
+    elif address.startswith("ray://"):
+        fix = "check that the head node runs, and that its port (10001) can be reached from here"
+    elif address == "auto":
+        fix = "start one (`ray start --head`), name its head (ray://host:10001), or leave it out"
+    else:
+        fix = "check that it runs; from a machine that isn't one of its nodes, use ray://host:10001"
+    return f"address: {address or 'null'}: no Ray cluster: {text[:300]}. Fix: {fix}"
+
+
+def nodes() -> list[Node]:
+    """The cluster's living nodes, with all that each has."""
+    import ray
+
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+            found.append(Node(name, int(has.get("CPU", 0)), int(has.get("GPU", 0))))
+    return found
+
+
+def put(value: Any) -> list[Any]:
+    """Stores a value for all nodes. In a list the reference travels as it is, and is fetched (`ray.get`)
+    only by those who need it."""
+    import ray
+
+    return [ray.put(value)]
+
+
+class RftWorker(Host):
+    """A Host in a Ray actor, where the service has a thread beside the one that answers calls."""
+
+    def __init__(self, given: tuple[Callable[..., None], tuple[Any, ...]]):
+        super().__init__(*given)
+
+    def where(self) -> str:
+        import ray
+
+        node_id = ray.get_runtime_context().get_node_id()
+        return f"node {ray.util.get_node_ip_address()} ({node_id[:8]})"
+
+    def start(self) -> Any:
+        threading.Thread(target=self.run, daemon=True).start()
+        return super().start()
+
+
+class Actors:
+    """Transport to Ray actors. service, args: as a Host takes them; cpus, gpus: of each actor; needs:
+    the setting that they follow from, for a message."""
+
+    def __init__(
+        self, service: Callable[..., None], args: tuple[Any, ...], cpus: int, gpus: int, needs: str
+    ):
+        import ray
+
+        self._ray, self._needs = ray, needs
+        self._bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        # The same for all, so it travels once.
+        self._args = ray.put((service, args))
+        self._class = ray.remote(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0
+        )(RftWorker)
+        self._groups: dict[int, Any] = {}
+
+    def start(self, slot: int) -> Any:
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        if slot not in self._groups:
+            self._groups[slot] = placement_group([self._bundle], strategy="STRICT_PACK")
+        place = PlacementGroupSchedulingStrategy(self._groups[slot], 0)
+        return self._class.options(scheduling_strategy=place).remote(self._args)
+
+    def call(self, handle: Any, method: str, *args: Any) -> Any:
+        return getattr(handle, method).remote(*args)
+
+    def wait(self, tokens: Collection[Any], timeout_s: float) -> Sequence[Any]:
+        refs = list(tokens)
+        ready, _ = self._ray.wait(refs, num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
+        return ready
+
+    def result(self, token: Any) -> Any:
+        import ray.exceptions as known
+
+        try:
+            return self._ray.get(token)
+        except known.RayTaskError:
+            raise
+        except known.RayError as fault:
+            text = str(fault)
+            if "No module named" in text:
+                missing = text.split("No module named", 1)[1].split("\n", 1)[0].strip()
+                raise RftError(
+                    f"ray: a node of the cluster has no Python module {missing}: install rft with "
+                    "the same packages on each (docs/cluster.md)"
+                ) from fault
+            raise Lost(" ".join(text.split())[:600]) from fault
+
+    def stop(self, handle: Any) -> None:
+        with contextlib.suppress(Exception):
+            self._ray.kill(handle)
+
+    def no_room(self) -> str:
+        has = {k: v for k, v in self._ray.cluster_resources().items() if k in ("CPU", "GPU")}
+        free = {k: v for k, v in self._ray.available_resources().items() if k in ("CPU", "GPU")}
+        return (
+            f"ray: no node had room in {ROOM_S:.0f} s: an actor needs {_shown(self._bundle)} on one "
+            f"node, the cluster has {_shown(has)} in all, of which {_shown(free)} free. Stop what "
+            f"holds the rest, add nodes, or lower {self._needs}"
+        )
+
+    def close(self) -> None:
+        from ray.util.placement_group import remove_placement_group
+
+        for group in self._groups.values():
+            with contextlib.suppress(Exception):
+                remove_placement_group(group)
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{n:g} {name}" for name, n in resources.items()) or "none"
+
+
+# Scorers -----------------------------------------------------------------------------------------
+
+
+class _Piece:
+    """A chunk or a part of one, which says which chunk it is of, and where."""
+
+    def __init__(self, number: int, chunk: Any, start: int = 0):
+        self.number, self.chunk, self.start = number, chunk, start
+
+    def __len__(self) -> int:
+        return len(self.chunk)
+
+    def __getitem__(self, part: slice) -> "_Piece":
+        start, _, _ = part.indices(len(self))
+        return _Piece(self.number, self.chunk[part], self.start + start)
+
+
+def _unwrapped(make: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
+    work = make(*args)
+    return lambda piece, begin: work(piece.chunk, begin)
+
+
+def _work(
+    host: Host, make: Any, args: tuple[Any, ...], count: int, timeout_s: float, memory_gb: float
+) -> None:
+    """The service: takes (number, chunk), gives (number, [(start, length, results), ...])."""
+    held: dict[int, int] = {}
+    told: dict[int, list[tuple[int, int, Any]]] = {}
+
+    def pieces() -> Iterator[_Piece | None]:
+        while True:
+            item = host.take(block=not held)
+            if item is None:
+                yield None
+                continue
+            number, chunk = item
+            held[number], told[number] = len(chunk), []
+            yield _Piece(number, chunk)
+
+    host.ready()
+    settings = {"workers": count, "timeout_s": timeout_s, "memory_gb": memory_gb}
+    for piece, results in workers.run(_unwrapped, (make, args), pieces(), **settings):  # type: ignore[arg-type]
+        number = piece.number
+        told[number].append((piece.start, len(piece), results))
+        held[number] -= len(piece)
+        if not held[number]:
+            del held[number]
+            host.give((number, told.pop(number)))
+
+
+def run(
+    make: Callable[..., Callable[[Any, Callable[[int], None]], Any]],
+    args: tuple[Any, ...],
+    chunks: Iterable[Any],
+    *,
+    workers: int,
+    timeout_s: float,
+    memory_gb: float = 4.0,
+    address: str | None,
+    actors: int | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """As `rft.workers.run`, with worker processes on all nodes of a Ray cluster.
+
+    workers: processes in each actor, and CPUs that it reserves. actors: how many; by default as many
+    as the cluster's CPUs allow. Those that find no room at the beginning join when there is some.
+    address: as in `connect`. Results of a chunk come together, once it is done as a whole; chunks
+    of an actor that dies go to others. Raises RftError as `rft.workers.run` does, and if there is no
+    room.
+    """
+    leave = connect(address)
+    pool = None
+    try:
+        fit = sum(node.cpus // workers for node in nodes())
+        if not (actors or fit):
+            raise RftError(
+                f"ray.cpus_per_actor: no node has {workers} CPUs; the largest has "
+                f"{max((node.cpus for node in nodes()), default=0)}: lower it"
+            )
+        service = (make, args, workers, timeout_s, memory_gb)
+        transport = Actors(_work, service, workers, 0, "ray.cpus_per_actor")
+        advice = "Lower ray.cpus_per_actor if the node has too little memory for so many processes"
+        pool = Pool(transport, actors or fit, "scoring actor", advice)
+        yield from _spread(pool, iter(chunks), 2 * workers)
+    finally:
+        if pool:
+            pool.close()
+        leave()
+
+
+def _spread(pool: Pool, source: Iterator[Any], room: int) -> Iterator[tuple[Any, Any]]:
+    """Chunks to the least busy worker that is up, each of which holds `room` at the most."""
+    held: dict[int, Any] = {}
+    by_slot: dict[int, set[int]] = {}
+    again: deque[int] = deque()
+    losses: Counter[int] = Counter()
+    numbers = itertools.count()
+    ended = False
+
+    def pull() -> int | None:
+        nonlocal ended
+        if again:
+            return again.popleft()
+        for chunk in source if not ended else ():
+            if chunk is None:
+                return None
+            if len(chunk):
+                number = next(numbers)
+                held[number] = chunk
+                return number
+        ended = True
+        return None
+
+    while True:
+        while by_slot:
+            slot = min(by_slot, key=lambda i: len(by_slot[i]))
+            if len(by_slot[slot]) >= room or (number := pull()) is None:
+                break
+            by_slot[slot].add(number)
+            pool.send(slot, [(number, held[number])], enough=room // 2)
+        if ended and not held:
+            return
+        for event in pool.receive(1.0 if ended else 0.05):
+            if event.kind == "up":
+                by_slot[event.slot] = set()
+            elif event.kind == "lost":
+                for number in by_slot.pop(event.slot):
+                    losses[number] += 1
+                    if losses[number] >= 2 * MAX_DEATHS:
+                        raise RftError(
+                            f"{losses[number]} actors died while the same {len(held[number])} "
+                            "candidates were being scored: see Ray's logs on the nodes"
+                        )
+                    again.append(number)
+            for number, results in event.items:
+                by_slot[event.slot].discard(number)
+                losses.pop(number, None)
+                if (chunk := held.pop(number, None)) is not None:
+                    for start, length, got in results:
+                        yield chunk[start : start + length], got

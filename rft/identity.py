@@ -1,0 +1,153 @@
+"""What results depend on, as digests: data, models, components. A plan's keys are made of these.
+
+Each is worked out once: over a large data set or a model one takes tens of milliseconds.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rft import components, prompts
+from rft.chat import chat_digest
+from rft.config import Arm, Chat, Component, ConfigError, Decoding, Eval, Example, Model, Sample
+from rft.rundir import file_digest, flatten, folder_digest, model_digest
+from rft.types import Prompt, digest
+
+TRANSPORT: dict[str, tuple[str, ...]] = {"openai": ("base_url", "api_key_env", "max_concurrency")}
+"""Of built-in samplers the arguments that say how samples are had, not which."""
+
+
+class Identity:
+    """The digests of an experiment. Loads the prompts, since their digests are among them."""
+
+    def __init__(self) -> None:
+        self._sets: dict[str, prompts.PromptSet] = {}
+        self._models: dict[tuple[str, str | None], str] = {}
+        self._digests: dict[tuple[str, str, str], str] = {}
+        self._sources: dict[tuple[str, str], str] = {}
+
+    def prompt_set(self, arm: Arm) -> prompts.PromptSet:
+        key = digest(arm.prompts.model_dump(mode="json"))
+        if key not in self._sets:
+            self._sets[key] = prompts.load(arm.prompts)
+        return self._sets[key]
+
+    def digest(self, of: Callable[[Iterable[Prompt]], str], arm: Arm, split: str) -> str:
+        """`of` the split, once: over a large data set it takes tens of milliseconds."""
+        key = (of.__name__, digest(arm.prompts.model_dump(mode="json")), split)
+        if key not in self._digests:
+            got = self.prompt_set(arm)
+            self._digests[key] = of(got.train if split == "train" else got.eval)
+        return self._digests[key]
+
+    def chat(self, arm: Arm, own: dict[str, Any]) -> Chat:
+        """How a question is asked, with its examples chosen."""
+        chat = arm.asking(own)
+        if not chat.shots or chat.examples:
+            return chat
+        # One more than are shown: a prompt that is among them is not shown itself.
+        solved = (p for p in self.prompt_set(arm).train if p.solution is not None)
+        examples = [
+            Example(question=p.question, solution=p.solution or "", answer=p.answer)
+            for p in itertools.islice(solved, chat.shots + 1)
+        ]
+        if len(examples) <= chat.shots:
+            raise ConfigError(
+                f"chat.shots: {chat.shots} examples are wanted, and with one to spare there are only "
+                f"{len(examples)} training problems with a solution: give chat.examples"
+            )
+        return chat.model_copy(update={"examples": examples})
+
+    def component(self, kind: str, component: Component, arm: Arm, split: str) -> dict[str, Any]:
+        """What of a component its stage depends on. Files that its arguments name count, and with
+        one of the user's own all of a prompt; modules that it imports don't."""
+        use = component.use
+        if (kind, use) not in self._sources:
+            self._sources[kind, use] = components.source_digest(kind, use)
+        inputs: dict[str, Any] = {"use": _portable(use), "source": self._sources[kind, use]}
+        if ":" in use:
+            inputs["prompts"] = self.digest(prompts.rows_digest, arm, split)
+        named = {k: v for k, v in flatten(component.args).items() if isinstance(v, str)}
+        files = {k: file_digest(Path(v)) for k, v in named.items() if _is_file(v)}
+        # A folder is a model: of a reward, of embeddings. Or the user's own lists.
+        files |= {k: folder_digest(Path(v)) for k, v in named.items() if _is_folder(v)}
+        if files or ":" in use:
+            inputs["files"] = files
+        if "kind" in component.args.values():
+            # `by: kind`: the labels that the prompts are grouped by.
+            inputs["kinds"] = self.digest(prompts.kinds_digest, arm, split)
+        return inputs
+
+    def model(self, model: Model, chat: Chat) -> dict[str, Any]:
+        """What of a model is part of an id: its weights, and how text becomes tokens."""
+        base, revision = model.base, model.revision
+        if Path(base).is_absolute() and not Path(base).is_dir():
+            raise ConfigError(f"model.base: no such folder: {base}")
+        if (base, revision) not in self._models:
+            self._models[base, revision] = model_digest(base, revision)
+        weights = self._models[base, revision]
+        return {"weights": weights, "chat": chat_digest(chat)}
+
+    def adapter(self, folder: str, where: str) -> str:
+        if not (Path(folder) / "adapter_config.json").is_file():
+            raise ConfigError(
+                f"{where}.policy: {folder}: there is no LoRA adapter (adapter_config.json)"
+            )
+        return folder_digest(Path(folder))
+
+
+def drawn_by(
+    asked: Sample | Eval,
+    model: Model,
+    adapter: str,
+    seed: int,
+    component: dict[str, Any],
+) -> dict[str, Any]:
+    """What of the settings a sample depends on. adapter: its digest, or `base`; component: what of the
+    sampler it depends on."""
+    settings = asked.model_dump()
+    apart = ("n", "logprobs") if settings["loops"] else ("n", "logprobs", "loops")
+    drawn = {k: settings[k] for k in Decoding.model_fields if k not in apart}
+    drawn["policy"] = adapter
+    drawn["engine"] = {"dtype": asked.engine.dtype, "extra": asked.engine.extra}
+    if asked.temperature > 0:
+        drawn["seed"] = seed
+    if asked.beam_width:
+        # Where the budget ends decides which beams win.
+        drawn["max_len"] = model.max_len
+    if ":" in asked.use:
+        drawn |= {"source": component["source"], "prompts": component["prompts"]}
+    if asked.use != "ray":
+        how = TRANSPORT.get(asked.use, ())
+        if args := without_folders({k: v for k, v in asked.args.items() if k not in how}):
+            drawn["args"] = args
+        if files := component.get("files"):
+            drawn["files"] = files
+    return drawn
+
+
+def without_folders(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as {dotted path: value}. A file counts by what it holds and its format, not by where
+    it lies."""
+    return {
+        k: Path(v).suffix if isinstance(v, str) and (_is_file(v) or _is_folder(v)) else v
+        for k, v in flatten(args).items()
+    }
+
+
+def _is_file(text: str) -> bool:
+    # A bare word is a setting, even if a file of that name lies around.
+    return "/" in text and os.path.isfile(text)
+
+
+def _is_folder(text: str) -> bool:
+    return "/" in text and os.path.isdir(text)
+
+
+def _portable(use: str) -> str:
+    """`use` without the folder of a file of the user's: its source is in the key already, and a
+    moved checkout must not make a run anew."""
+    where, _, name = use.rpartition(":")
+    return f"{Path(where).name}:{name}" if where.endswith(".py") else use

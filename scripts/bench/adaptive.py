@@ -1,0 +1,384 @@
+"""What do adaptive rules save? Simulated pools, the real allocators, an engine that is a rate.
+
+    python scripts/bench/adaptive.py                       # all mixes, 3 seeds
+    python scripts/bench/adaptive.py --mix math --seeds 1
+    python scripts/bench/adaptive.py --requests 100000 1000000 10000000
+
+Every rule is held against what uniform sampling and DART's quota (hkust-nlp/dart-math; Tong et al.
+2024, arXiv 2407.13690) take for the *same coverage*: the mean over prompts of min(different right
+answers, 4). All rules see the same pool: sample i of a prompt has one verdict, way and length.
+
+* The mixes' shapes are fitted to published figures, which the first lines print beside the model's.
+* The engine has so many slots, each of which makes a token a tick; a verdict comes `DELAY` ticks
+  after its sample's end. Occupancy is the share of slot-ticks that were used until 98% of the time.
+* Uniform: n for some prompts and n + 1 for the others, so that the coverage is met exactly.
+* DART: the cheapest of all settings on a grid of quotas and caps (`max_n_trials`), for both its rules,
+  again met exactly by interpolation between neighbouring caps. *published*: as its code does it, with
+  rounds over the unfinished prompts until 16,384 samples are together, and verdicts only then.
+  *ideal*: with a verdict after each sample, which no batched engine could do.
+* bound: the same stopping rule with the true spread of the rates in place of a learnt one, and a
+  verdict after each sample. No rule that knows as little of a single prompt does better on average,
+  as far as new ways depend on counts alone.
+"""
+
+import argparse
+import heapq
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rft.allocators import _beliefs, _stopping
+from rft.allocators.adaptive import adaptive
+from rft.allocators.budget import budget
+from rft.allocators.prop2diff import prop2diff
+from rft.allocators.uniform import uniform
+from rft.tallies import Board
+from rft.types import Tally
+
+TARGET = 4
+DEEP = 1024
+"""Samples of each prompt that a pool holds."""
+SLOTS = 256
+DELAY = 60
+BATCH = 2**14
+"""DART's `save_gen_path_bs`."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A pool of problems for one model."""
+
+    prompts: int
+    shape: tuple[float, float]
+    """Beta(a, b) of the rates."""
+    published: tuple[tuple[int, float], ...]
+    """pass@k that the shape is fitted to."""
+    source: str
+    ways: tuple[float, float, float] | None
+    """Ways to a right answer: the median and the log-spread over prompts of a Pitman-Yor process's
+    strength, and its discount. The data's own solution is its first draw and counts as no new way.
+    None: every right answer is a way of its own."""
+    tokens: tuple[int, int, int, float]
+    """Mean of right answers, of wrong ones, the limit, and the share of wrong ones that run into it."""
+    prices: tuple[float, ...]
+
+
+# Single-attempt rates: GSM8K and MATH of LLaMA-2-7B, Li et al. 2024 (arXiv 2403.04706, abstract).
+# MATH of Llama-3-8B-Instruct: pass@1 from its model card, pass@100 and pass@10,000 from Brown et al.
+# 2024 (arXiv 2407.21787, section 4.2). LLaMA-7B after SFT on GSM8K: Yuan et al. 2023 (arXiv
+# 2308.01825, table 1), with the left tail of LLaMA-2-7B.
+GSM8K = ((1, 0.495), (256, 0.977))
+MATH_2 = ((1, 0.079), (256, 0.72))
+MATH_3 = ((1, 0.30), (100, 0.829), (10_000, 0.9844))
+SVAMP = ((1, 0.103), (4, 0.197))
+PATHS = ((1, 1.17), (3, 1.44), (6, 1.74), (12, 2.20), (25, 2.93), (50, 3.94), (100, 5.25))
+"""Distinct reasoning paths of a GSM8K question among k samples, its own solution included, LLaMA-7B
+(arXiv 2308.01825, table 3)."""
+
+
+MEASURED = (0.02, 1.0, 0.45)
+"""Fitted to `PATHS` with LLaMA-7B's rates: the low end, every second right answer repeats a way."""
+SOME = (8.0, 1.0, 0.0)
+"""Assumed, between the two ends: of five right answers about four differ."""
+
+MIXES = {
+    "gsm8k": Mix(7473, (0.592, 0.604), GSM8K, "LLaMA-2-7B, GSM8K", SOME, (110, 150, 512, 0.05), (16, 44)),
+    "math": Mix(7500, (0.427, 0.997), MATH_3, "Llama-3-8B-Instruct, MATH", SOME, (230, 380, 1024, 0.08), (16, 44)),
+    "math-hard": Mix(7500, (0.287, 3.34), MATH_2, "LLaMA-2-7B, MATH", SOME, (200, 320, 1024, 0.08), (24, 60)),
+    "svamp": Mix(700, (0.098, 0.852), SVAMP, "SmolLM2-135M after 100 solutions, SVAMP", SOME, (30, 45, 128, 0.2), (24, 80)),
+    "gsm8k-paths": Mix(7473, (0.592, 1.057), ((1, 0.359),), "LLaMA-7B after SFT, GSM8K, distinct equations", MEASURED, (110, 150, 512, 0.05), (34, 100)),
+    "gsm8k-all": Mix(7473, (0.592, 0.604), GSM8K, "as gsm8k, every right answer counts", None, (110, 150, 512, 0.05), (18, 52)),
+    "math-all": Mix(7500, (0.427, 0.997), MATH_3, "as math, every right answer counts", None, (230, 380, 1024, 0.08), (16, 44)),
+}
+
+
+class World:
+    """What every sample of a pool would be, by prompt and index: (P, N)."""
+
+    def __init__(self, right: Any, new: Any, tokens: Any):
+        self.right, self.new, self.tokens = right, new, tokens
+        zero = np.zeros((len(right), 1), dtype=np.int64)
+        self.c = np.hstack([zero, right.cumsum(axis=1)]).astype(np.int16)
+        """Right among the first n: (P, N+1)."""
+        self.d = np.hstack([zero, new.cumsum(axis=1)]).astype(np.int16)
+        """Ways among them, the data's own solution's aside."""
+        self.t = np.hstack([zero, tokens.cumsum(axis=1)])
+        """Their tokens."""
+
+    def outcome(self, n_P: NDArray[Any]) -> tuple[float, int]:
+        """Coverage and tokens if prompt i gets n_P[i] samples."""
+        rows = np.arange(len(n_P))
+        return float(np.minimum(self.d[rows, n_P], TARGET).mean()), int(self.t[rows, n_P].sum())
+
+
+def make(mix: Mix, seed: int, prompts: int | None = None, deep: int = DEEP) -> World:
+    rng = np.random.default_rng([seed, 5])
+    count = prompts or mix.prompts
+    rates_P = rng.beta(*mix.shape, count)
+    right_PN = rng.random((count, deep), dtype=np.float32) < rates_P[:, None]
+    new_PN = right_PN.copy()
+    if mix.ways:
+        median, spread, discount = mix.ways
+        strength_P = median * np.exp(spread * rng.standard_normal(count))
+        c, d = np.ones(count), np.ones(count)
+        for i in range(deep):
+            chance = (strength_P + discount * d) / (strength_P + c)
+            new_PN[:, i] &= rng.random(count) < chance
+            c += right_PN[:, i]
+            d += new_PN[:, i]
+    mean_right, mean_wrong, limit, loops = mix.tokens
+    factor_P = np.exp(0.3 * rng.standard_normal(count))[:, None]
+    tokens_PN = np.exp(0.35 * rng.standard_normal((count, deep), dtype=np.float32) - 0.06)
+    tokens_PN *= np.where(right_PN, mean_right, mean_wrong) * factor_P
+    tokens_PN[~right_PN & (rng.random((count, deep), dtype=np.float32) < loops)] = limit
+    return World(right_PN, new_PN, np.clip(tokens_PN, 4, limit).astype(np.int16))
+
+
+@dataclass(frozen=True)
+class Run:
+    coverage: float
+    tokens: int
+    draws: int
+    ticks: float
+    occupancy: float
+    idle: float
+    """Slots that were idle on average until 98% of the time."""
+
+
+def drive(world: World, allocator: Callable[..., Iterator[Tally | None]], limit: int) -> Run:
+    """Runs an allocator on an engine of `SLOTS` sequences with continuous batching."""
+    prompts = len(world.right)
+    board = Board(map(str, range(prompts)), limit)
+    right, new, tokens = world.right, world.new, world.tokens
+    for place in range(prompts):
+        board.know(str(place), -1)
+    choices = allocator(board)
+    running: list[tuple[float, int, int]] = []
+    verdicts: deque[tuple[float, int, int]] = deque()
+    busy: list[tuple[float, int]] = [(0.0, 0)]
+    now, ended, draws = 0.0, False, 0
+    while True:
+        while verdicts and verdicts[0][0] <= now:
+            _, place, index = verdicts.popleft()
+            # A way that is not new is the data's own, as good as any other that is known.
+            way = index if new[place, index] else -1
+            board.judge(str(place), index, int(tokens[place, index]), way if right[place, index] else None)
+        while not ended and len(running) < SLOTS:
+            tally = next(choices, False)
+            if tally is False:
+                ended = True
+                break
+            if tally is None:
+                assert running or verdicts, "it waits for nothing"
+                break
+            index = board.take(tally)
+            place = int(tally.prompt_id)
+            draws += 1
+            heapq.heappush(running, (now + float(tokens[place, index]), place, index))
+        if busy[-1][1] != len(running):
+            busy.append((now, len(running)))
+        if running and not (verdicts and len(running) < SLOTS and verdicts[0][0] < running[0][0]):
+            now, place, index = heapq.heappop(running)
+            board.tokens += int(tokens[place, index])
+            verdicts.append((now + DELAY, place, index))
+        elif verdicts:
+            now = max(now, verdicts[0][0])
+        else:
+            break
+    n_P = np.array([tally.drawn for tally in board])
+    coverage, spent = world.outcome(n_P)
+    assert spent == board.tokens and draws == n_P.sum()
+    finished = busy[-1][0] if busy[-1][1] == 0 else now
+    return Run(coverage, spent, draws, finished, *_occupancy(busy, 0.98 * finished))
+
+
+def _occupancy(busy: list[tuple[float, int]], until: float) -> tuple[float, float]:
+    used = 0.0
+    for (at, count), (then, _) in zip(busy, [*busy[1:], (math.inf, 0)]):
+        used += count * max(0.0, min(then, until) - at)
+    return used / (SLOTS * until), SLOTS - used / until
+
+
+def at_coverage(points: list[tuple[float, int]], coverage: float) -> float:
+    """Tokens at a coverage, on a line between neighbouring settings."""
+    covers, tokens = (np.array(x, dtype=float) for x in zip(*points))
+    if not covers[0] <= coverage <= covers[-1]:
+        return math.inf
+    return float(np.interp(coverage, covers, tokens))
+
+
+def uniform_points(world: World) -> list[tuple[float, int]]:
+    covers = np.minimum(world.d, TARGET).mean(axis=0)
+    return [(float(c), int(t)) for c, t in zip(covers, world.t.sum(axis=0))]
+
+
+CAPS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
+QUOTAS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 48)
+
+
+def dart(world: World, coverage: float, published: bool) -> tuple[float, str]:
+    """Fewest tokens of DART's rules for a coverage, and the setting."""
+    best = (math.inf, "none reaches it")
+    for rule in ("uniform", "prop2diff"):
+        for quota in QUOTAS:
+            points = []
+            for cap in CAPS:
+                if cap > world.right.shape[1]:
+                    break
+                points.append(world.outcome(_dart(world, rule, quota, cap, published)))
+                if points[-1][0] >= coverage:
+                    break
+            else:
+                continue
+            tokens = at_coverage(points[-2:], coverage) if len(points) > 1 else points[0][1]
+            best = min(best, (tokens, f"{rule} {quota}, at most {cap}"))
+    return best
+
+
+def _dart(world: World, rule: str, quota: int, cap: int, published: bool) -> NDArray[Any]:
+    prompts = len(world.right)
+    pilot = min(8, cap)
+    wanted_P = np.full(prompts, quota)
+    n_P = np.zeros(prompts, dtype=int)
+    if rule == "prop2diff":
+        wanted_P = np.maximum(1, np.rint(quota * (1 - world.c[:, pilot] / pilot))).astype(int)
+        n_P[:] = pilot
+    if not published:
+        enough = world.c >= wanted_P[:, None]
+        first = np.where(enough.any(axis=1), enough.argmax(axis=1), cap)
+        return np.minimum(np.maximum(first, n_P), cap)
+    rows = np.arange(prompts)
+    while True:
+        (open_,) = np.nonzero((n_P < cap) & (world.c[rows, n_P] < wanted_P))
+        if not len(open_):
+            return n_P
+        left = BATCH
+        while left > 0 and len(open_):
+            taken = open_[:left]
+            n_P[taken] += 1
+            left -= len(taken)
+            open_ = open_[n_P[open_] < cap]
+
+
+def bound(mix: Mix, world: World, coverage: float) -> float:
+    """Tokens of the stopping rule with true beliefs and no delay, at that coverage."""
+    a, b = mix.shape
+    horizon = world.right.shape[1]
+    logits = _beliefs._LOGITS
+    density = np.exp(a * np.log(_beliefs._RATES_G[1:]) + b * np.log1p(-_beliefs._RATES_G[1:]))
+    weights = np.concatenate([[density[0] / a], density * (logits[1] - logits[0])])
+    mean_right, mean_wrong, limit, loops = mix.tokens
+    wrong = (1 - loops) * mean_wrong + loops * limit
+    rate = a / (a + b)
+    unit = rate * mean_right + (1 - rate) * wrong
+    new = true_new(mix, horizon)
+    right = _beliefs._posterior(weights / weights.sum(), horizon + 1, len(new))
+    beliefs = _beliefs.Beliefs(new, right, mean_right / unit, wrong / unit)
+    low, high = math.log(2.0), math.log(3000.0)
+    points = []
+    for _ in range(9):
+        middle = (low + high) / 2
+        plan = _stopping.plan(beliefs, math.exp(middle), 1.0, TARGET, TARGET, horizon)
+        points.append(world.outcome(_follow(world, plan)))
+        low, high = (middle, high) if points[-1][0] < coverage else (low, middle)
+    points.sort()
+    return at_coverage(points, coverage)
+
+
+def _follow(world: World, plan: _stopping.Plan) -> NDArray[Any]:
+    go = np.frombuffer(plan.depth, dtype=np.uint8).reshape(plan.horizon + 1, plan.most + 1, TARGET, -1)[..., 0]
+    n_P = np.zeros(len(world.right), dtype=int)
+    open_ = np.arange(len(n_P))
+    while len(open_):
+        n = n_P[open_]
+        c, d = world.c[open_, n], world.d[open_, n]
+        on = (d < TARGET) & (c <= plan.most) & (n < plan.horizon)
+        on &= go[n, np.minimum(c, plan.most), np.minimum(d, TARGET - 1)] > 0
+        open_ = open_[on]
+        n_P[open_] += 1
+    return n_P
+
+
+def true_new(mix: Mix, horizon: int) -> NDArray[Any]:
+    """Probability that a right draw is a new way, by c and d, of the mix's own process."""
+    table = np.ones((min(horizon, 511) + 1, TARGET))
+    if mix.ways is None:
+        return table
+    median, spread, discount = mix.ways
+    points, weights = np.polynomial.hermite_e.hermegauss(61)
+    strength = median * np.exp(spread * points)[:, None]
+    state = np.zeros((len(points), TARGET + 1))
+    state[:, 0] = weights / weights.sum()
+    d = np.arange(TARGET)
+    for c in range(len(table)):
+        new = (strength + discount * (d + 1)) / (strength + c + 1)
+        here = state[:, :-1]
+        table[c] = (here * new).sum(axis=0) / np.maximum(here.sum(axis=0), 1e-300)
+        up = here * new
+        state[:, :-1] -= up
+        state[:, 1:] += up
+    return table
+
+
+def compare(name: str, seed: int) -> list[dict[str, Any]]:
+    mix = MIXES[name]
+    world = make(mix, seed)
+    flat = uniform_points(world)
+    rows = []
+    for price in mix.prices:
+        begun = time.monotonic()
+        run = drive(world, partial(adaptive, target=TARGET, price=price), DEEP)
+        took = time.monotonic() - begun
+        given = drive(world, partial(budget, tokens=run.tokens, target=TARGET), DEEP)
+        covers = [c for c, _ in flat]
+        base = at_coverage(flat, run.coverage)
+        published, setting = dart(world, run.coverage, True)
+        ideal, _ = dart(world, run.coverage, False)
+        rows.append(
+            {
+                "mix": name,
+                "price": price,
+                "seed": seed,
+                "coverage": run.coverage,
+                "n": float(np.interp(run.coverage, covers, range(len(covers)))),
+                "draws": run.draws / len(world.right),
+                "uniform": run.tokens / base,
+                "dart": run.tokens / published,
+                "ideal": run.tokens / ideal,
+                "bound": bound(mix, world, run.coverage) / run.tokens,
+                "budget": given.tokens / at_coverage(flat, given.coverage),
+                "over": given.tokens / run.tokens,
+                "occupancy": run.occupancy,
+                "budget_occupancy": given.occupancy,
+                "setting": setting,
+                "seconds": took,
+            }
+        )
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mix", nargs="+", choices=MIXES, default=list(MIXES))
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    for name in args.mix:
+        for seed in range(args.seeds):
+            compare(name, seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""A Ray cluster of three nodes on this machine, whose actors, nodes and drivers get killed.
+
+Every node is a raylet with one CPU of its own and runs one real engine on the embedded model.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rft import cluster, workers
+from rft.samplers import _serve
+from rft.types import Request, RftError, Setup
+from tests.pipeline.conftest import ROOT
+from tests.unit import _work
+from tests.unit.test_samplers import (  # noqa: F401 (adapters is a fixture)
+    QUESTIONS,
+    adapters,
+    by_id,
+    requests,
+    set_up,
+    tokens,
+)
+from tests.unit.test_workers import cut, each, numbers
+
+pytest.importorskip("ray", reason="needs Ray: pip install 'rft[ray]'")
+pytest.importorskip("vllm", reason="needs vLLM")
+
+NODES = 3
+
+
+def until(true: Callable[[], Any], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"{what}: not after {seconds} s"
+        time.sleep(0.1)
+
+
+def actors(of: psutil.Process | None = None) -> list[psutil.Process]:
+    """Processes of rft's Ray actors on this machine."""
+    found = []
+    for process in of.children(recursive=True) if of else psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any("ray::RftWorker" in word for word in process.cmdline()[:1]):
+                found.append(process)
+    return found
+
+
+# ---- a Ray that is started here, and its driver killed ---------------------------------------------
+
+DRIVER = """
+import itertools, sys
+from tests.unit.test_samplers import requests, set_up
+from rft.samplers.ray import ray
+
+def main():
+    setup = set_up(max_num_seqs=4)
+    sampler = ray(setup, engines=1, cpus=1)
+    endless = (r for i in itertools.count() for r in requests(setup, [f"{i} + 2 ="], n=8))
+    for i, candidate in enumerate(sampler.sample(endless)):
+        print(candidate.id, candidate.token_ids, flush=True)
+
+main()
+"""
+
+
+class Driver:
+    """A driver in a process of its own; its descendants are known by a mark in their environment."""
+
+    def __init__(self, code: str, folder: Path):
+        self.mark, self.log = uuid.uuid4().hex, folder / "driver.log"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"RFT_TEST_MARK": self.mark},
+            stdout=open(folder / "driver.out", "w"),  # noqa: SIM115
+            stderr=open(self.log, "w"),  # noqa: SIM115
+        )
+        self.out = folder / "driver.out"
+
+    def lines(self) -> list[str]:
+        assert self.process.poll() is None, self.log.read_text()[-3000:]
+        return self.out.read_text().splitlines()
+
+    def left(self) -> list[str]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RFT_TEST_MARK") == self.mark:
+                    found.append(" ".join(process.cmdline())[:100])
+        return found
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """Started before all else and killed once it has drawn something, since the last of Ray's own
+    processes wait a minute for the others before they end."""
+    driver = Driver(DRIVER, tmp_path_factory.mktemp("local"))
+    yield driver
+    driver.kill()
+
+
+# ---- the cluster ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nodes(local: Driver) -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    until(lambda: len(local.lines()) >= 20, 240, "a Ray started here draws samples")
+    local.kill()
+    made = Cluster()
+    for _ in range(NODES):
+        made.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 << 20, include_dashboard=False)
+    leave = cluster.connect(made.address)
+    yield made
+    leave()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def setup(adapters: tuple[str, str]) -> Setup:  # noqa: F811
+    return set_up(adapters=adapters[:1], max_num_seqs=8)
+
+
+def asked(setup: Setup, prompts: int = 60, n: int = 8) -> list[Request]:
+    """Samples of many prompts, a fifth of them by the adapter."""
+    questions = [f"{q} And {i} more?" for i, q in zip(range(prompts), itertools.cycle(QUESTIONS))]
+    return [
+        *requests(setup, questions, n=n, max_tokens=32),
+        *requests(setup, questions[::5], n=n, max_tokens=32, adapter=setup.adapters[0]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_engine(setup: Setup) -> dict[str, tuple[int, ...]]:
+    """What one engine in one process draws."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_one_engine, setup.adapters).result()
+
+
+def _one_engine(adapters: tuple[str, ...]) -> dict[str, tuple[int, ...]]:  # noqa: F811
+    from rft.samplers.vllm import vllm
+
+    setup = set_up(adapters=adapters, max_num_seqs=8)
+    return tokens(vllm(setup).sample(iter(asked(setup))))
+
+
+@pytest.fixture(scope="module")
+def engines(nodes: Any, setup: Setup) -> Iterator[Any]:
+    from rft.samplers.ray import ray
+
+    # As if no node had the adapter's folder, so that it travels through the object store.
+    with pytest.MonkeyPatch.context() as patch:
+        lacks = lambda name, folder, digest, content: _serve.Adapter(  # noqa: E731
+            name, "/nowhere", digest, content
+        )
+        patch.setattr("rft.samplers.ray.Adapter", lacks)
+        sampler = ray(setup, address=nodes.address, engines=NODES)
+    yield sampler
+    sampler.close()
+
+
+def test_nodes_and_actors_are_killed_in_mid_run(
+    engines: Any, nodes: Any, setup: Setup, one_engine: dict[str, tuple[int, ...]]
+) -> None:
+    wanted = asked(setup)
+    # All three engines are to take part.
+    warm = requests(setup, [f"{i} - 1 =" for i in range(10**6)])
+    for _ in engines.sample(r if engines.stats()["engines"] < NODES else None for r in warm):
+        if engines.stats()["engines"] == NODES:
+            break
+    got: list[Any] = []
+    stream = engines.sample(iter(wanted))
+    got += itertools.islice(stream, 60)
+    actors()[0].kill()
+    got += itertools.islice(stream, 60)
+    # The head holds the cluster together, so another node goes, with its raylet and its engine.
+    killed = next(node for node in nodes.worker_nodes)
+    nodes.remove_node(killed, allow_graceful=False)
+    got += stream
+    assert by_id(got).keys() == {r.id for r in wanted}
+    assert tokens(got) == one_engine
+    assert engines.stats()["engines_lost"] == 2
+    assert engines.stats()["requests"] >= len(wanted)
+
+
+def test_an_engine_returns_when_there_is_a_node_again(
+    engines: Any, nodes: Any, setup: Setup
+) -> None:
+    nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 << 20)
+    begun = time.monotonic()
+    more = requests(setup, [f"{i} + 3 =" for i in range(10**6)])
+
+    def until_all() -> Iterator[Request]:
+        while engines.stats()["engines"] < NODES:
+            assert time.monotonic() - begun < 200
+            yield next(more)
+
+    assert len(by_id(engines.sample(until_all())))
+    assert engines.stats()["engines"] == NODES
+
+
+def test_faults_of_an_engine_come_through_and_it_goes_on(engines: Any, setup: Setup) -> None:
+    good = list(requests(setup, n=2))
+    bad = dataclasses.replace(
+        good[0], decoding=good[0].decoding.model_copy(update={"temperature": 0.001})
+    )
+    with pytest.raises(RftError, match=r"^node .*: temperature: 0\.001 is too low"):
+        list(engines.sample(iter([*good, bad])))
+    assert by_id(engines.sample(iter(good))).keys() == {r.id for r in good}
+
+
+def test_beams_and_an_abandoned_run(engines: Any, setup: Setup) -> None:
+    stream = engines.sample(requests(setup, n=40))
+    next(stream)
+    stream.close()
+    beams = list(requests(setup, n=4, temperature=0, beam_width=4))
+    assert by_id(engines.sample(iter(beams))).keys() == {r.id for r in beams}
+
+
+# ---- scorers --------------------------------------------------------------------------------------
+
+
+def test_scoring_actors_are_killed_in_mid_run(engines: Any, nodes: Any) -> None:
+    engines.close()
+    items = [*numbers(300), ("raise", "luck"), ("exit", 0), ("power", 0), ("sleep", 0.5)]
+    items += [("sleep", 0.02 + i / 1e6) for i in range(200)]
+    settings: dict[str, Any] = {"workers": 1, "timeout_s": 2.0}
+    before = dict(each(workers.run(_work.make, (), cut(items, 6), **settings)))
+    stream = cluster.run(_work.make, (), cut(items, 6), address=nodes.address, **settings)
+    got = list(itertools.islice(stream, 3))
+    actors()[0].kill()
+    got += itertools.islice(stream, 20)
+    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+    got += stream
+    told = list(each(iter(got)))
+    assert len(told) == len(items)
+    assert dict(told) == before
+
+
+def test_a_scorer_that_cannot_be_made_is_one_message(nodes: Any) -> None:
+    settings: dict[str, Any] = {"workers": 1, "timeout_s": 2.0, "address": nodes.address}
+    with pytest.raises(RftError, match=r"^node .*could not start: ValueError: no such model"):
+        list(cluster.run(_work.make, ("raises",), [numbers(2)], **settings))
+    with pytest.raises(RftError, match="no node has 50 CPUs; the largest has 1"):
+        list(cluster.run(_work.make, (), [numbers(2)], **{**settings, "workers": 50}))
+
+
+SCORING = """
+import sys
+from rft import cluster
+from tests.unit import _work
+
+chunks = ([("sleep", 0.05)] for _ in range(10**6))
+for got in cluster.run(_work.make, (), chunks, workers=1, timeout_s=9, address=sys.argv[1]):
+    print(len(got), flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_actors_end_with_a_driver_that_is_killed(nodes: Any, tmp_path: Path, how: int) -> None:
+    driver = Driver(SCORING.replace("sys.argv[1]", repr(nodes.address)), tmp_path)
+    until(lambda: len(driver.lines()) >= 5, 60, "scores come")
+    spawned = [child for actor in actors() for child in actor.children(recursive=True)]
+    assert actors() and spawned
+    driver.process.send_signal(how)
+    driver.process.wait(30)
+    until(lambda: not actors(), 30, "the actors are gone")
+    until(lambda: not any(p.is_running() and p.status() != "zombie" for p in spawned), 10, "workers")
+
+
+def test_a_cluster_is_joined_from_outside(nodes: Any) -> None:
+    """Over ray://, as from a machine that is none of its nodes."""
+
+
+def test_a_killed_driver_leaves_no_process_of_a_ray_started_here(local: Driver) -> None:
+    assert local.process.poll() is not None
+    until(lambda: not local.left(), 90, f"gone: {local.left()}")
