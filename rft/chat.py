@@ -5,7 +5,9 @@ cannot differ between them. A completion is tokenised apart from its prompt: the
 the two is a boundary between tokens, as it is when the model generates.
 """
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 from rft.config import Chat, Model
@@ -16,10 +18,8 @@ _FIELD = re.compile(r"\{(?:question|answer)\}")
 
 def load_tokenizer(model: Model) -> Any:
     """The model's tokenizer (transformers). Raises RftError when it cannot be had."""
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(
+        return _tokenizer_class(model).from_pretrained(
             model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as fault:
@@ -27,6 +27,24 @@ def load_tokenizer(model: Model) -> Any:
             f"model.base: {model.base}: cannot load a tokenizer from it: "
             f"{str(fault).splitlines()[0]}. Give a model folder (./name), or a hub name."
         ) from fault
+
+
+def _tokenizer_class(model: Model) -> Any:
+    """AutoTokenizer, or the class that it would choose for a tokenizer saved by transformers 5.
+
+    AutoTokenizer brings torch along, which takes 5 s of a core in every stage that runs no model.
+    """
+    try:
+        saved = json.loads((Path(model.base) / "tokenizer_config.json").read_text())
+    except (OSError, ValueError):
+        saved = {}
+    if saved.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in saved:
+        from transformers import TokenizersBackend
+
+        return TokenizersBackend
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 class Renderer:

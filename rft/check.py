@@ -13,7 +13,8 @@ from rich.table import Table
 from rft import components
 from rft.combine import UNJUDGED
 from rft.config import Arm, Experiment
-from rft.plan import Node, Plan
+from rft.nodes import Node
+from rft.plan import Plan
 from rft.scoring import score_all
 from rft.types import Candidate, Finish, Prompt, ScoreRow, Verdict, digest
 
@@ -151,12 +152,13 @@ def _work(plan: Plan, node: Node) -> str:
     job = node.job
     for row in plan.rows:
         if any(n is node for n in row.links.values()):
-            got = plan.identity.prompt_set(plan.arms[row.arm])
+            got = plan.identity.prompt_set(plan.arms[row.arm.partition("@")[0]])
             prompts = got.train if job["split"] == "train" else got.eval
             if job["use"] == "reference":
                 return f"{sum(p.solution is not None for p in prompts):,} solutions"
             decoding = job["decoding"]
             count = len(prompts) * decoding["n"]
             held_out = "held-out " if node.late else ""
-            return f"{count:,} {held_out}samples, at most {count * decoding['max_tokens']:,} tokens"
+            fewer = job["allocate"]["use"] != "uniform" or job["unless_solved_by"]
+            return f"{'at most ' if fewer else ''}{count:,} {held_out}samples, at most {count * decoding['max_tokens']:,} tokens"
     return ""

@@ -50,6 +50,13 @@ def parser() -> argparse.ArgumentParser:
         "solutions, and the plan",
         "rft check configs/quickstart.yaml",
     )
+    one = experiment(
+        "plan",
+        "sample a few prompts, and say what the whole run will bring and cost",
+        "rft plan configs/quickstart.yaml --prompts 48",
+    )
+    one.add_argument("--prompts", type=int, default=48, help="training prompts of the pilot (48)")
+    one.add_argument("--samples", type=int, default=8, help="samples of each of them, at most (8)")
     for name, about in STAGES.items():
         one = experiment(name, f"{about}, running the stages before it as needed",
                          f"rft {name} configs/quickstart.yaml")  # fmt: skip
@@ -114,6 +121,9 @@ def _do(options: argparse.Namespace) -> int:
         return check.check(experiment, options.config)
     from rft import runner
 
+    if options.verb == "plan":
+        runner.pilot(experiment, options.prompts, options.samples)
+        return 0
     if options.verb == "report":
         runner.report(experiment)
         return 0

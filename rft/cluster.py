@@ -14,6 +14,7 @@ for; and rows go to disk as they come, by id, so there is no shuffle, join or si
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -48,8 +49,8 @@ def connect(address: str | None) -> Callable[[], None]:
     address: `auto` (the cluster that this machine is a node of), `host:6379` (the same, by name), or
     `ray://host:10001` (Ray Client, from anywhere). Raises RftError if that cannot be.
     """
-    # Ray tells its makers what it is used for, and asks on a terminal whether it may.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    _set_environment(address)
     try:
         import ray
     except ImportError as fault:
@@ -79,10 +80,30 @@ def connect(address: str | None) -> Callable[[], None]:
 
     def leave() -> None:
         ray.shutdown()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
         if session:
             shutil.rmtree(session, ignore_errors=True)
 
     return leave
+
+
+def _set_environment(address: str | None) -> None:
+    """What Ray reads before it is imported."""
+    # Ray tells its makers what it is used for, and asks on a terminal whether it may.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if address is None and not named:
+        # Its processes must know one another. Without this, the token would be left in ~/.ray.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    elif address and address.startswith("ray://"):
+        # Ray Client, unlike the rest of Ray, doesn't look for a token by itself.
+        if named or (Path.home() / ".ray" / "auth_token").is_file():
+            os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def _folder() -> str:
@@ -95,6 +116,10 @@ def _folder() -> str:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise RftError(f"{folder}: belongs to someone else: set TMPDIR to a folder of your own")
+    for session in folder.glob("session_*_*"):
+        # Their names end in the process that started them. A killed one left its folder behind.
+        if not Path("/proc", session.name.rpartition("_")[2]).exists():
+            shutil.rmtree(session, ignore_errors=True)
     return str(folder)
 
 
@@ -170,7 +195,7 @@ class Actors:
     the setting that they follow from, for a message."""
 
     def __init__(
-        self, service: Callable[..., None], args: tuple[Any, ...], cpus: int, gpus: int, needs: str
+        self, service: Callable[..., None], args: tuple[Any, ...], cpus: float, gpus: int, needs: str
     ):
         import ray
 

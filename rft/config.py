@@ -11,27 +11,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     field_validator,
     model_validator,
 )
 
+from rft.config_train import Train
+from rft.section import Fraction, Positive, Section
 from rft.types import RftError
 
 
 class ConfigError(RftError):
     """The experiment file is wrong; the message names file, dotted path and fix."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def _policy(text: str) -> str:
@@ -40,14 +32,7 @@ def _policy(text: str) -> str:
     return text
 
 
-def _arm_name(text: str) -> str:
-    if not text.startswith("arm:"):
-        raise ValueError(f"write arm:{text}, not {text!r}")
-    return text
-
-
 Policy = Annotated[str, AfterValidator(_policy)]
-ArmName = Annotated[str, AfterValidator(_arm_name)]
 
 
 class Component(Section):
@@ -266,72 +251,6 @@ class Sample(Decoding):
         """The settings of one of `pools`."""
         body = self.model_dump(exclude={"pools"})
         return Sample.model_validate(merge(body, self.pools[name]))
-
-
-class Lora(Section):
-    """The adapter's shape (PEFT)."""
-
-    rank: Positive = 16
-    """Rank of the update."""
-    alpha: Annotated[float, Field(gt=0)] = 32
-    """The update is scaled by alpha / rank."""
-    dropout: Fraction = 0.0
-    """Dropout in front of the adapter."""
-    targets: str | list[str] = "all-linear"
-    """Module names to adapt, or `all-linear`."""
-
-
-class Precision(Section):
-    """Number formats. Master weights and optimizer state are FP32 in every mode."""
-
-    compute: Literal["fp32", "bf16"] = "fp32"
-    """Format of the forward and backward arithmetic (autocast for bf16)."""
-    base: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Format in which the frozen base weights are stored."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> "Precision":
-        if self.compute == "fp32" and self.base != "fp32":
-            raise ValueError(
-                f"compute fp32 over a base stored in {self.base} would compute in {self.base}: set "
-                "base to fp32, or compute to bf16"
-            )
-        return self
-
-
-class Train(Section):
-    """Stage 5: LoRA fine-tuning on the selected rows, loss on the completion only."""
-
-    include_reference: bool = True
-    """Put the data set's own solutions among the candidates to select from."""
-    lora: Lora = Lora()
-    precision: Precision = Precision()
-    lr: Annotated[float, Field(gt=0)] = 2e-4
-    """Peak learning rate of AdamW."""
-    epochs: Annotated[float, Field(gt=0)] = 3
-    """Passes over the rows; ignored where match_steps is set."""
-    match_steps: ArmName | None = None
-    """`arm:NAME`: train for as many optimizer steps as that arm, so that compute is equal."""
-    tokens_per_step: Positive = 8192
-    """Tokens (prompts and completions) in one optimizer step, over all processes."""
-    tokens_per_batch: Positive = 2048
-    """Tokens in one forward pass of one process; a step accumulates several."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Learning rate after warm-up."""
-    warmup_ratio: Fraction = 0.05
-    """Share of the steps over which the learning rate rises from 0."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's decoupled weight decay."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """AdamW's decay rates of the two moments."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Largest gradient norm; larger gradients are scaled down to it."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    checkpoint_every: Positive = 100
-    """Optimizer steps between checkpoints to resume from."""
-    launch: str | None = None
-    """Config file for `accelerate launch`; default one process on this machine."""
 
 
 class Rounds(Section):

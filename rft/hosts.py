@@ -64,6 +64,7 @@ class Host:
         self._news = threading.Condition()
         self._done: list[Any] = []
         self._owed = 0
+        self._first: Any = None
         self._report: Any = None
         self._fault: Exception | None = None
         self._is_ready = self._is_dead = self._is_cut = False
@@ -71,7 +72,7 @@ class Host:
     def ready(self, report: Any = None) -> None:
         """Says that it can work; `start` answers with the report."""
         with self._news:
-            self._is_ready, self._report = True, report
+            self._is_ready, self._first = True, report
             self._news.notify_all()
 
     def take(self, block: bool) -> Any:
@@ -135,7 +136,7 @@ class Host:
         """Waits until the service is ready, or has failed to start."""
         with self._news:
             self._news.wait_for(lambda: self._is_ready or self._is_dead)
-            return Reply(report=self._report, fault=self._fault)
+            return Reply(report=self._first, fault=self._fault)
 
     def exchange(self, items: Iterable[Any], wait_s: float, enough: int) -> Reply:
         """Takes items in, and answers with results: after `wait_s` seconds with those that there

@@ -6,9 +6,7 @@ node, which is how arms and seeds share work. What a stage does not depend on is
 key: sampling does not depend on gold answers, nor any id on the engine's speed settings.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +21,9 @@ from rft.config import (
     Sample,
 )
 from rft.identity import Identity, drawn_by, without_folders
-from rft.rundir import StageDir, flatten
+from rft.nodes import ArmPlan, Node, in_order
+from rft.rundir import flatten
 from rft.types import digest
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage to run: its key's inputs, the stages it reads, and what its process is told."""
-
-    kind: str
-    """prompts, sample, score, select, train or eval."""
-    label: str
-    inputs: dict[str, Any]
-    needs: tuple["Node", ...]
-    job: dict[str, Any] = field(repr=False)
-    stages: Path = field(repr=False)
-    late: bool = False
-    """Evaluation waits for all training, so that one engine serves every arm."""
-
-    @functools.cached_property
-    def key(self) -> str:
-        return digest(self.inputs)
-
-    @property
-    def dir(self) -> StageDir:
-        return StageDir(self.stages / f"{self.kind}-{self.key[:12]}")
-
-    @property
-    def done(self) -> bool:
-        return self.dir.manifest() is not None
-
-
-@dataclass(frozen=True)
-class ArmPlan:
-    """The nodes of one arm and seed, by the name of the link to each."""
-
-    arm: str
-    """The arm's name; for a round that is not its last, `NAME@ROUND`."""
-    seed: int
-    links: dict[str, Node]
 
 
 class Plan:
@@ -92,19 +54,49 @@ class Plan:
 
     def nodes(self) -> Iterator[Node]:
         """Every node once, each after those it needs."""
-        seen: set[str] = set()
+        return in_order(node for row in self.rows for node in row.links.values())
 
-        def visit(node: Node) -> Iterator[Node]:
-            if node.key in seen:
-                return
-            for need in node.needs:
-                yield from visit(need)
-            seen.add(node.key)
-            yield node
+    def to_pilot(self) -> list[tuple[Node, Node]]:
+        """What the first round of the first seed samples for training, with its scores: (sample,
+        score) of each pool but those that others' verdicts are needed for."""
+        found: dict[str, tuple[Node, Node]] = {}
+        for name, arm in self.arms.items():
+            if arm.train is None or arm.sample.use == "reference":
+                continue
+            for suffix, pair in self._pools(name, self.experiment.seeds[0], 1).items():
+                if suffix != "_reference" and not pair[0].job["unless_solved_by"]:
+                    found.setdefault(pair[1].key, pair)
+        return list(found.values())
 
-        for row in self.rows:
-            for node in row.links.values():
-                yield from visit(node)
+    def pilot(self, pair: tuple[Node, Node], prompts: int, samples: int) -> tuple[Node, Node]:
+        """Stages that sample and score a part of what a pair of `to_pilot` will."""
+        sample, score = pair
+        adapts = ("allocate", "verdicts", "ways")
+        jobs = [
+            {k: v for k, v in node.job.items() if k not in ("folder", "label")} for node in pair
+        ]
+        n = min(samples, sample.inputs["n"])
+        small = self._node(
+            "sample",
+            f"pilot of {sample.label}",
+            {k: v for k, v in sample.inputs.items() if k not in adapts}
+            | {"n": n, "pilot": prompts},
+            *sample.needs,
+            **{
+                **jobs[0],
+                "decoding": {**sample.job["decoding"], "n": n},
+                "allocate": {"use": "uniform", "args": {}},
+                "pilot": prompts,
+            },
+        )
+        scored = self._node(
+            "score",
+            f"pilot of {score.label}",
+            {**score.inputs, "candidates": small.key},
+            *(small if need is sample else need for need in score.needs),
+            **{**jobs[1], "sample": str(small.dir.path)},
+        )
+        return small, scored
 
     def _links(self, name: str, seed: int, number: int) -> dict[str, Node]:
         arm = self.arms[name]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rft.config import Precision
+from rft.config_train import Precision
 from rft.types import RftError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import rft
-from rft import components, process, rows, rundir
+from rft import components, forecast, process, rows, rundir
 from rft.config import Experiment
 from rft.loader import dump
-from rft.plan import Node, Plan
+from rft.nodes import Node, in_order
+from rft.plan import Plan
 from rft.types import Prompt, RftError, digest
 
 STOP_S = 60
@@ -40,18 +41,46 @@ def run(experiment: Experiment, until: str | None = None, update: bool = False) 
         _refuse_changes(plan, update)
         _lay_out(plan)
         nodes = list(plan.nodes())
-        for node in nodes:
-            fault = node.dir.check()
-            if fault:
-                process.say(f"{node.label}: {fault}: making the missing rows again")
-                node.dir.reopen()
+        _mend(nodes)
         _skip_note(nodes)
         wanted = _needed(nodes, until)
         while batch := _next_batch(wanted):
             _run_batch(plan, batch, nodes, handle)
         if until is None:
             _report(plan, handle)
+            forecast.hold(plan)
     return folder
+
+
+def pilot(experiment: Experiment, prompts: int, samples: int) -> None:
+    """Samples and scores a few of the training prompts, and prints what the run will bring and cost.
+
+    Runs what that needs (the training of the policy to sample from), and nothing of it is done
+    again by `run`. Raises RftError.
+    """
+    folder = experiment.folder
+    with rows.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with rundir.lock(folder) as handle:
+        plan = Plan(experiment)
+        found = [plan.pilot(node, prompts, samples) for node in plan.to_pilot()]
+        if not found:
+            raise RftError(
+                f"{experiment.path}: no arm samples anything whose cost could be told: every sample.use "
+                "is reference"
+            )
+        nodes = list(in_order(node for pair in found for node in pair))
+        _mend(nodes)
+        while batch := _next_batch(nodes):
+            _run_batch(plan, batch, nodes, handle)
+        forecast.tell(plan, found)
+
+
+def _mend(nodes: list[Node]) -> None:
+    for node in nodes:
+        if fault := node.dir.check():
+            process.say(f"{node.label}: {fault}: making the missing rows again")
+            node.dir.reopen()
 
 
 def _needed(nodes: list[Node], until: str | None) -> list[Node]:
@@ -151,7 +180,10 @@ def _next_batch(nodes: list[Node]) -> list[Node]:
 def _process_of(node: Node) -> str:
     """Stages with equal answers can share a process."""
     if node.kind == "sample":
-        return digest(*(node.job[part] for part in ("use", "args", "model", "engine")))
+        job = node.job
+        # Other samplers may look at the text of a prompt, these take its tokens.
+        chat = None if job["use"] in ("vllm", "ray", "transformers") else job["chat"]
+        return digest(*(job[part] for part in ("use", "args", "model", "engine")), chat)
     if node.kind == "train":
         return str(node.job["train"]["launch"])
     return ""

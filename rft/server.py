@@ -19,8 +19,8 @@ import os
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -126,13 +126,14 @@ class Server(Generic[T]):
         self._silent_from: float | None = None
         near = urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1")
         key = os.environ[api_key_env] if api_key_env else None
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s), pool=None),
-            limits=httpx.Limits(max_connections=max_concurrency + 1),
-            trust_env=not near,  # a proxy is not on the way to this machine
-            verify=base_url.startswith("https"),  # certificates take a while to load
-        )
+        self._settings: dict[str, Any] = {
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "timeout": httpx.Timeout(timeout_s, connect=min(10.0, timeout_s), pool=None),
+            "trust_env": not near,  # a proxy is not on the way to this machine
+            # One for all, since certificates take a while to load.
+            "verify": httpx.create_ssl_context(base_url.startswith("https")),
+        }
+        self._idle: list[httpx.AsyncClient] = []
 
     @property
     def width(self) -> int:
@@ -144,12 +145,21 @@ class Server(Generic[T]):
         self._limit.widen()
         self._gate = asyncio.Semaphore(self.room)
 
+    @contextmanager
+    def _client(self) -> Iterator[httpx.AsyncClient]:
+        """One connection. A pool of all of them looks at each for every question, which takes 10 ms
+        where there are 256."""
+        client = self._idle.pop() if self._idle else httpx.AsyncClient(**self._settings)
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
+
     async def reach(self) -> list[Body]:
         """The models that it lists. Raises RftError if there is no server, or it refuses the key."""
         for again in (0.5, 1.5, None):
             try:
-                async with asyncio.timeout(min(30.0, self._timeout_s)):
-                    response = await self._client.get(f"{self.base_url}/models")
+                response = await self._models()
                 break
             except (httpx.HTTPError, TimeoutError) as fault:
                 if again is None:
@@ -169,6 +179,11 @@ class Server(Generic[T]):
             return []  # not every server lists its models
         return models
 
+    async def _models(self) -> httpx.Response:
+        with self._client() as client:
+            async with asyncio.timeout(min(30.0, self._timeout_s)):
+                return await client.get(f"{self.base_url}/models")
+
     async def ask(self, path: str, body: Body, tokens: int) -> T | Fault:
         """The answer to a POST, or why there is none.
 
@@ -182,8 +197,9 @@ class Server(Generic[T]):
     async def post(self, path: str, body: Body) -> tuple[int, str]:
         """Status and text of one POST, without a second try; status 0 if there is no answer."""
         try:
-            async with asyncio.timeout(self._timeout_s):
-                response = await self._client.post(f"{self.base_url}{path}", json=body)
+            with self._client() as client:
+                async with asyncio.timeout(self._timeout_s):
+                    response = await client.post(f"{self.base_url}{path}", json=body)
         except (httpx.HTTPError, TimeoutError) as fault:
             return 0, f"{type(fault).__name__}: {fault}"
         return response.status_code, response.text[:500]
@@ -230,8 +246,7 @@ class Server(Generic[T]):
         if fault.kind == "busy":
             return False
         try:
-            async with asyncio.timeout(min(30.0, self._timeout_s)):
-                return (await self._client.get(f"{self.base_url}/models")).status_code < 500
+            return (await self._models()).status_code < 500
         except (httpx.HTTPError, TimeoutError):
             return False
 
@@ -240,8 +255,11 @@ class Server(Generic[T]):
         url = f"{self.base_url}{path}"
         try:
             # Not httpx's own time-out, which a server that sends a byte now and then never meets.
-            async with asyncio.timeout(self._timeout_s):
-                async with self._client.stream("POST", url, json=body) as response:
+            with self._client() as client:
+                async with (
+                    asyncio.timeout(self._timeout_s),
+                    client.stream("POST", url, json=body) as response,
+                ):
                     async for part in response.aiter_bytes():
                         data += part
                         if len(data) > MOST_BYTES:
@@ -319,7 +337,8 @@ class Server(Generic[T]):
         )
 
     async def close(self) -> None:
-        await self._client.aclose()
+        for client in self._idle:
+            await client.aclose()
 
 
 class _Limit:

@@ -6,6 +6,7 @@ made when the first prompt needs it.
 """
 
 from array import array
+from bisect import bisect
 
 import numpy as np
 
@@ -68,14 +69,7 @@ class Pool:
             moments[4] += wrong * more
         self._n[place], self._c[place], self._d[place], self._tokens[place] = n, c, d, tokens
         expected = c * self._right + (n - c) * self._wrong + self._prior
-        factor = (tokens + self._prior) / expected
-        low, short, long, high = _BORDERS
-        if short <= factor < long:
-            self._length[place] = 2
-        elif factor < short:
-            self._length[place] = 1 if factor >= low else 0
-        else:
-            self._length[place] = 3 if factor < high else 4
+        self._length[place] = bisect(_BORDERS, (tokens + self._prior) / expected)
 
     def _count(self, c: int, d: int, right: int, new: int) -> None:
         """Right draws that were judged together: their order is not known, so the new ways among them
@@ -104,7 +98,7 @@ class Pool:
             return NEVER
         at = ((n * (plan.most + 1) + c) * self.target + d) * len(SURE)
         ahead, depth = drawn - n, plan.depth
-        for kind in range(len(SURE)):
+        for kind in range(self._sure, len(SURE)):
             if depth[at + kind] > ahead:
                 return kind + 1
         return NEVER
@@ -134,9 +128,7 @@ class Pool:
         middle = len(_FACTORS) // 2
         wide = steps + middle
         prices = self.price * np.sqrt(2.0) ** np.arange(-wide, wide + 1)
-        tokens_LK = spend(
-            self._beliefs, prices, self.target, self.first, self.horizon, states
-        )
+        tokens_LK = spend(self._beliefs, prices, self.target, self.first, self.horizon, states)
         count = 2 * steps + 1
         total = np.zeros(count)
         for i, factor in enumerate(_FACTORS):
@@ -159,36 +151,38 @@ class Pool:
     def _fit(self) -> None:
         n, c = (np.frombuffer(x, dtype=np.int64) for x in (self._n, self._c))
         touched = n > 0
+        n, c, times = _distinct(n[touched], c[touched])
         shape = (self._rows, self.target)
-        self._beliefs = believe(
-            self.horizon,
-            *_distinct(n[touched], c[touched]),
-            _table(self._seen, shape),
-            _table(self._new, shape),
-            np.array(self._moments),
-        )
+        seen, new = (np.array(x).reshape(shape) for x in (self._seen, self._new))
+        self._beliefs = believe(self.horizon, n, c, times, seen, new, np.array(self._moments))
         unit = self._beliefs.unit
         self._right, self._wrong = self._beliefs.right_cost * unit, self._beliefs.wrong_cost * unit
-        self._prior = _SHRINK * unit
+        # Tokens of so many average draws, beside a prompt's own. Before any is known: as good as all.
+        self._prior = _SHRINK * unit if self.judged else 1e12
+        n, c, tokens = (np.frombuffer(x, dtype=np.int64) for x in (self._n, self._c, self._tokens))
+        expected = c * self._right + (n - c) * self._wrong + self._prior
+        self._length[:] = (
+            np.searchsorted(_BORDERS, (tokens + self._prior) / expected, side="right")
+            .astype(np.uint8)
+            .tobytes()
+        )
         self._fit_at = max(2 * self.judged, _FIRST_FIT)
+        # Nothing is sure before the first verdicts are in, so new prompts' first draws go before.
+        self._sure = 0 if self.judged >= _FIRST_FIT else 1
         self.charge(self.price)
 
 
-def _table(values: list[float], shape: tuple[int, int]) -> Floats:
-    return np.array(values).reshape(shape)
-
-
-def _distinct(*columns: Ints) -> tuple[Ints, ...]:
+def _distinct(*columns: Ints) -> list[Ints]:
     """The different rows, column by column, and how often each is there."""
     key = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
         key = (key << 20) | column
     keys, times = np.unique(key, return_counts=True)
-    found = []
+    found: list[Ints] = [times.astype(np.int64)]
     for _ in columns:
-        found.append(keys & 0xFFFFF)
+        found.insert(0, keys & 0xFFFFF)
         keys = keys >> 20
-    return *reversed(found), times
+    return found
 
 
 def check(target: int, first: int) -> None:
@@ -196,6 +190,5 @@ def check(target: int, first: int) -> None:
     for name, value in (("target", target), ("first", first)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise RftError(
-                f"sample.allocate.args.{name}: {value!r} is not a whole number above 0; "
-                "4 is usual"
+                f"sample.allocate.args.{name}: {value!r} is not a whole number above 0; 4 is usual"
             )

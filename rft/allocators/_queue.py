@@ -24,6 +24,10 @@ NEVER = 255
 """The class of a draw that is not wanted."""
 
 
+_RESERVE = 4
+"""Prompts that are begun early at the end, for each sample under way."""
+
+
 class Rule(Protocol):
     """When to draw a prompt."""
 
@@ -68,7 +72,6 @@ def draw(
     heaps: list[list[int]] = [[] for _ in range(classes)]
     # A heap holds stale places as well: those whose class has changed since.
     fresh, total = 0, len(prompts)
-    new_before = 1 if breadth else 2
     note, classify, renewed, affords = rule.note, rule.classify, rule.renewed, rule.affords
 
     while True:
@@ -95,6 +98,9 @@ def draw(
                 return
             yield None
             continue
+        # The last new prompts are begun before others are carried on with, so that which are hard is
+        # known while there is still enough to do beside them.
+        new_before = 1 if breadth or total - fresh <= _RESERVE * under_way else 2
         chosen = -1
         for kind, heap in enumerate(heaps):
             if kind == new_before:
@@ -129,5 +135,3 @@ def draw(
                 heappop(heap)
             if now < classes:
                 heappush(heaps[now], chosen)
-
-

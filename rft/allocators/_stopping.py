@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from rft.allocators._beliefs import Beliefs, Floats, Ints
 
-SURE = (0.95, 0.85, 0.7, 0.5)
+SURE = (0.95, 0.8, 0.6, 0.4, 0.2)
 """Probabilities of being wanted that a draw ahead of the verdicts is classed by."""
 AHEAD = 48
 """Most draws of a prompt that are under way at a time, beside its first ones."""
@@ -80,7 +80,7 @@ def spend(
     target: int,
     first: int,
     horizon: int,
-    states: Sequence[tuple[Ints, Ints, Ints, Ints]],
+    states: Sequence[Sequence[Ints]],
 ) -> Floats:
     """Tokens that prompts of average length are still expected to take, at several prices at once.
 
@@ -105,7 +105,9 @@ def spend(
         worth -= cost / prices_K[:, None, None]
         go = worth > 1e-9 if at >= first else np.ones(worth.shape, dtype=bool)
         value[:, :-1, :-1] = np.where(go, worth, 0.0)
-        more = cost + new * further[:, 1:, 1:] + old * further[:, 1:, :-1] + no * further[:, :-1, :-1]
+        more = (
+            cost + new * further[:, 1:, 1:] + old * further[:, 1:, :-1] + no * further[:, :-1, :-1]
+        )
         further[:, :-1, :-1] = np.where(go, more, 0.0)
         for i, (c, d, times, begins) in enumerate(groups):
             here = slice(begins[at], begins[at + 1])
@@ -159,7 +161,7 @@ def _most(beliefs: Beliefs, price: float, horizon: int) -> int:
     """Right draws after which no state without the target is worth a draw, or likely at all."""
     new = beliefs.new
     rows = min(len(new) - 1, horizon)
-    worth = (new[: rows + 1] * price / beliefs.right_cost >= 1).any(axis=1)
+    worth = np.max(new[: rows + 1], axis=1) * price >= beliefs.right_cost
     ways = np.zeros(new.shape[1] + 1)
     ways[0] = 1.0
     for c in range(rows + 1):

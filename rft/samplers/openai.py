@@ -7,6 +7,7 @@ where the server says that the answer ended by itself. What is then not exact: t
 than those that were sampled, though they spell the same text; where a stop string ended the answer,
 it counts as ended by EOS; a log-probability is the server's sum over its own tokens, whatever it
 means by that, or None; and the server, not rft/chat.py, puts a chat into the model's template.
+An answer that a content filter cut off counts as truncated.
 
 A request that fails is asked again under its own id and seed (rft/server.py says when), so nothing
 is drawn twice and nothing is lost; one that can't be answered ends the sampling with one message,

@@ -22,7 +22,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from rft import precision, rows
-from rft.config import Model, Train
+from rft.config import Model
+from rft.config_train import Train
 from rft.process import Progress, say
 from rft.rundir import StageDir
 from rft.training import checkpoint

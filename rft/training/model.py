@@ -16,7 +16,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from rft import rows
-from rft.config import Model, Train
+from rft.config import Model
+from rft.config_train import Train
 from rft.precision import DTYPES
 from rft.rows import disk_errors
 from rft.training.data import Batch, Group, collate

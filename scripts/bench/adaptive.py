@@ -25,6 +25,7 @@ import argparse
 import heapq
 import json
 import math
+import random
 import resource
 import statistics
 import subprocess
@@ -32,7 +33,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,6 @@ from numpy.typing import NDArray
 from rft.allocators import _beliefs, _stopping
 from rft.allocators.adaptive import adaptive
 from rft.allocators.budget import budget
-from rft.allocators.prop2diff import prop2diff
 from rft.allocators.uniform import uniform
 from rft.tallies import Board
 from rft.types import Tally
@@ -50,8 +50,8 @@ from rft.types import Tally
 TARGET = 4
 DEEP = 1024
 """Samples of each prompt that a pool holds."""
-SLOTS = 256
 DELAY = 60
+"""Ticks from a sample's end to its verdict: about half an answer."""
 BATCH = 2**14
 """DART's `save_gen_path_bs`."""
 
@@ -73,6 +73,9 @@ class Mix:
     tokens: tuple[int, int, int, float]
     """Mean of right answers, of wrong ones, the limit, and the share of wrong ones that run into it."""
     prices: tuple[float, ...]
+    """Such that about as much is covered as by a uniform n of 30 and of 100."""
+    slots: int = 256
+    """Sequences that the engine has room for."""
 
 
 # Single-attempt rates: GSM8K and MATH of LLaMA-2-7B, Li et al. 2024 (arXiv 2403.04706, abstract).
@@ -94,13 +97,58 @@ SOME = (8.0, 1.0, 0.0)
 """Assumed, between the two ends: of five right answers about four differ."""
 
 MIXES = {
-    "gsm8k": Mix(7473, (0.592, 0.604), GSM8K, "LLaMA-2-7B, GSM8K", SOME, (110, 150, 512, 0.05), (16, 44)),
-    "math": Mix(7500, (0.427, 0.997), MATH_3, "Llama-3-8B-Instruct, MATH", SOME, (230, 380, 1024, 0.08), (16, 44)),
-    "math-hard": Mix(7500, (0.287, 3.34), MATH_2, "LLaMA-2-7B, MATH", SOME, (200, 320, 1024, 0.08), (24, 60)),
-    "svamp": Mix(700, (0.098, 0.852), SVAMP, "SmolLM2-135M after 100 solutions, SVAMP", SOME, (30, 45, 128, 0.2), (24, 80)),
-    "gsm8k-paths": Mix(7473, (0.592, 1.057), ((1, 0.359),), "LLaMA-7B after SFT, GSM8K, distinct equations", MEASURED, (110, 150, 512, 0.05), (34, 100)),
-    "gsm8k-all": Mix(7473, (0.592, 0.604), GSM8K, "as gsm8k, every right answer counts", None, (110, 150, 512, 0.05), (18, 52)),
-    "math-all": Mix(7500, (0.427, 0.997), MATH_3, "as math, every right answer counts", None, (230, 380, 1024, 0.08), (16, 44)),
+    "gsm8k": Mix(
+        7473, (0.592, 0.604), GSM8K, "GSM8K, LLaMA-2-7B", SOME, (110, 150, 512, 0.05), (22, 66)
+    ),
+    "math": Mix(
+        7500,
+        (0.427, 0.997),
+        MATH_3,
+        "MATH, Llama-3-8B-Instruct",
+        SOME,
+        (230, 380, 1024, 0.08),
+        (26, 80),
+    ),
+    "math-hard": Mix(
+        7500, (0.287, 3.34), MATH_2, "MATH, LLaMA-2-7B", SOME, (200, 320, 1024, 0.08), (33, 100)
+    ),
+    "svamp": Mix(
+        700,
+        (0.098, 0.852),
+        SVAMP,
+        "SVAMP, SmolLM2-135M after 100 solutions",
+        SOME,
+        (30, 45, 128, 0.2),
+        (42, 140),
+        slots=64,
+    ),
+    "gsm8k-paths": Mix(
+        7473,
+        (0.592, 1.057),
+        ((1, 0.359),),
+        "GSM8K, LLaMA-7B after SFT; different by their equations",
+        MEASURED,
+        (110, 150, 512, 0.05),
+        (34, 100),
+    ),
+    "gsm8k-all": Mix(
+        7473,
+        (0.592, 0.604),
+        GSM8K,
+        "as gsm8k; every right answer counts as different",
+        None,
+        (110, 150, 512, 0.05),
+        (18, 52),
+    ),
+    "math-all": Mix(
+        7500,
+        (0.427, 0.997),
+        MATH_3,
+        "as math; every right answer counts as different",
+        None,
+        (230, 380, 1024, 0.08),
+        (18, 52),
+    ),
 }
 
 
@@ -153,12 +201,12 @@ class Run:
     draws: int
     ticks: float
     occupancy: float
-    idle: float
-    """Slots that were idle on average until 98% of the time."""
 
 
-def drive(world: World, allocator: Callable[..., Iterator[Tally | None]], limit: int) -> Run:
-    """Runs an allocator on an engine of `SLOTS` sequences with continuous batching."""
+def drive(
+    world: World, allocator: Callable[..., Iterator[Tally | None]], limit: int, slots: int
+) -> Run:
+    """Runs an allocator on an engine of so many slots with continuous batching."""
     prompts = len(world.right)
     board = Board(map(str, range(prompts)), limit)
     right, new, tokens = world.right, world.new, world.tokens
@@ -174,8 +222,10 @@ def drive(world: World, allocator: Callable[..., Iterator[Tally | None]], limit:
             _, place, index = verdicts.popleft()
             # A way that is not new is the data's own, as good as any other that is known.
             way = index if new[place, index] else -1
-            board.judge(str(place), index, int(tokens[place, index]), way if right[place, index] else None)
-        while not ended and len(running) < SLOTS:
+            board.judge(
+                str(place), index, int(tokens[place, index]), way if right[place, index] else None
+            )
+        while not ended and len(running) < slots:
             tally = next(choices, False)
             if tally is False:
                 ended = True
@@ -189,7 +239,7 @@ def drive(world: World, allocator: Callable[..., Iterator[Tally | None]], limit:
             heapq.heappush(running, (now + float(tokens[place, index]), place, index))
         if busy[-1][1] != len(running):
             busy.append((now, len(running)))
-        if running and not (verdicts and len(running) < SLOTS and verdicts[0][0] < running[0][0]):
+        if running and not (verdicts and len(running) < slots and verdicts[0][0] < running[0][0]):
             now, place, index = heapq.heappop(running)
             board.tokens += int(tokens[place, index])
             verdicts.append((now + DELAY, place, index))
@@ -201,14 +251,14 @@ def drive(world: World, allocator: Callable[..., Iterator[Tally | None]], limit:
     coverage, spent = world.outcome(n_P)
     assert spent == board.tokens and draws == n_P.sum()
     finished = busy[-1][0] if busy[-1][1] == 0 else now
-    return Run(coverage, spent, draws, finished, *_occupancy(busy, 0.98 * finished))
+    return Run(coverage, spent, draws, finished, _occupancy(busy, 0.98 * finished, slots))
 
 
-def _occupancy(busy: list[tuple[float, int]], until: float) -> tuple[float, float]:
+def _occupancy(busy: list[tuple[float, int]], until: float, slots: int) -> float:
     used = 0.0
     for (at, count), (then, _) in zip(busy, [*busy[1:], (math.inf, 0)]):
         used += count * max(0.0, min(then, until) - at)
-    return used / (SLOTS * until), SLOTS - used / until
+    return used / (slots * until)
 
 
 def at_coverage(points: list[tuple[float, int]], coverage: float) -> float:
@@ -224,7 +274,34 @@ def uniform_points(world: World) -> list[tuple[float, int]]:
     return [(float(c), int(t)) for c, t in zip(covers, world.t.sum(axis=0))]
 
 
-CAPS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
+CAPS = (
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    12,
+    14,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    64,
+    80,
+    96,
+    128,
+    160,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+)
 QUOTAS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 48)
 
 
@@ -233,35 +310,34 @@ def dart(world: World, coverage: float, published: bool) -> tuple[float, str]:
     best = (math.inf, "none reaches it")
     for rule in ("uniform", "prop2diff"):
         for quota in QUOTAS:
-            points = []
-            for cap in CAPS:
-                if cap > world.right.shape[1]:
-                    break
-                points.append(world.outcome(_dart(world, rule, quota, cap, published)))
+            wanted_P = np.full(len(world.c), quota)
+            begin = 0
+            if rule == "prop2diff":
+                begin = 8
+                wanted_P = np.maximum(1, np.rint(quota * (1 - world.c[:, 8] / 8))).astype(int)
+            enough_PN = world.c >= wanted_P[:, None]
+            enough_P = np.where(enough_PN[:, -1], enough_PN.argmax(axis=1), DEEP)
+            points: list[tuple[float, int]] = []
+            for cap in (cap for cap in CAPS if cap >= begin):
+                if published:
+                    n_P = _in_batches(world.c, wanted_P, begin, cap)
+                else:
+                    n_P = np.clip(enough_P, begin, cap)
+                points.append(world.outcome(n_P))
                 if points[-1][0] >= coverage:
+                    # The first may be above it already; then it is as cheap as this rule gets.
+                    tokens = at_coverage(points[-2:], coverage) if points[1:] else points[0][1]
+                    best = min(best, (tokens, f"{rule} {quota}, at most {cap}"))
                     break
-            else:
-                continue
-            tokens = at_coverage(points[-2:], coverage) if len(points) > 1 else points[0][1]
-            best = min(best, (tokens, f"{rule} {quota}, at most {cap}"))
     return best
 
 
-def _dart(world: World, rule: str, quota: int, cap: int, published: bool) -> NDArray[Any]:
-    prompts = len(world.right)
-    pilot = min(8, cap)
-    wanted_P = np.full(prompts, quota)
-    n_P = np.zeros(prompts, dtype=int)
-    if rule == "prop2diff":
-        wanted_P = np.maximum(1, np.rint(quota * (1 - world.c[:, pilot] / pilot))).astype(int)
-        n_P[:] = pilot
-    if not published:
-        enough = world.c >= wanted_P[:, None]
-        first = np.where(enough.any(axis=1), enough.argmax(axis=1), cap)
-        return np.minimum(np.maximum(first, n_P), cap)
-    rows = np.arange(prompts)
+def _in_batches(c: Any, wanted_P: Any, begin: int, cap: int) -> Any:
+    """Samples of each prompt as DART's code draws them: (P,)."""
+    rows = np.arange(len(c))
+    n_P = np.full(len(c), begin)
     while True:
-        (open_,) = np.nonzero((n_P < cap) & (world.c[rows, n_P] < wanted_P))
+        (open_,) = np.nonzero((n_P < cap) & (c[rows, n_P] < wanted_P))
         if not len(open_):
             return n_P
         left = BATCH
@@ -298,7 +374,9 @@ def bound(mix: Mix, world: World, coverage: float) -> float:
 
 
 def _follow(world: World, plan: _stopping.Plan) -> NDArray[Any]:
-    go = np.frombuffer(plan.depth, dtype=np.uint8).reshape(plan.horizon + 1, plan.most + 1, TARGET, -1)[..., 0]
+    go = np.frombuffer(plan.depth, dtype=np.uint8).reshape(
+        plan.horizon + 1, plan.most + 1, TARGET, -1
+    )[..., 0]
     n_P = np.zeros(len(world.right), dtype=int)
     open_ = np.arange(len(n_P))
     while len(open_):
@@ -333,51 +411,185 @@ def true_new(mix: Mix, horizon: int) -> NDArray[Any]:
 
 
 def compare(name: str, seed: int) -> list[dict[str, Any]]:
+    """One row for each price."""
     mix = MIXES[name]
     world = make(mix, seed)
     flat = uniform_points(world)
+    even = drive(world, uniform, 32, mix.slots)
     rows = []
     for price in mix.prices:
-        begun = time.monotonic()
-        run = drive(world, partial(adaptive, target=TARGET, price=price), DEEP)
-        took = time.monotonic() - begun
-        given = drive(world, partial(budget, tokens=run.tokens, target=TARGET), DEEP)
-        covers = [c for c, _ in flat]
-        base = at_coverage(flat, run.coverage)
+        run = drive(world, partial(adaptive, target=TARGET, price=price), DEEP, mix.slots)
+        given = drive(world, partial(budget, tokens=run.tokens, target=TARGET), DEEP, mix.slots)
         published, setting = dart(world, run.coverage, True)
         ideal, _ = dart(world, run.coverage, False)
+        covers = [cover for cover, _ in flat]
         rows.append(
             {
-                "mix": name,
-                "price": price,
-                "seed": seed,
                 "coverage": run.coverage,
                 "n": float(np.interp(run.coverage, covers, range(len(covers)))),
                 "draws": run.draws / len(world.right),
-                "uniform": run.tokens / base,
+                "uniform": run.tokens / at_coverage(flat, run.coverage),
                 "dart": run.tokens / published,
                 "ideal": run.tokens / ideal,
-                "bound": bound(mix, world, run.coverage) / run.tokens,
+                "bound": bound(mix, world, run.coverage) / at_coverage(flat, run.coverage),
                 "budget": given.tokens / at_coverage(flat, given.coverage),
-                "over": given.tokens / run.tokens,
+                "overspent": given.tokens / run.tokens - 1,
                 "occupancy": run.occupancy,
-                "budget_occupancy": given.occupancy,
+                "budget occupancy": given.occupancy,
+                "speed": run.tokens / run.ticks / (even.tokens / even.ticks),
                 "setting": setting,
-                "seconds": took,
             }
         )
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        print(f"  {name} seed {seed} price {price:g}: {json.dumps(rows[-1])}", file=sys.stderr)
     return rows
+
+
+def show_mixes(names: list[str]) -> None:
+    """Published figures beside the model's."""
+    for name in names:
+        mix = MIXES[name]
+        world = make(mix, 99, 20_000, 256)
+        a, b = mix.shape
+        told = [
+            f"pass@{k} {value:.3f} ({1 - _all_wrong(a, b, k):.3f})" for k, value in mix.published
+        ]
+        if mix.ways == MEASURED:
+            told += [f"paths@{k} {v} ({1 + world.d[:, k].mean():.2f})" for k, v in PATHS]
+        print(f"{name:<12} {mix.source}; published (modelled): {', '.join(told)}")
+    print()
+
+
+def _all_wrong(a: float, b: float, k: int) -> float:
+    return math.exp(
+        math.lgamma(b + k) - math.lgamma(b) + math.lgamma(a + b) - math.lgamma(a + b + k)
+    )
+
+
+COLUMNS = (
+    "uniform",
+    "dart",
+    "ideal",
+    "bound",
+    "budget",
+    "overspent",
+    "occupancy",
+    "budget occupancy",
+    "speed",
+)
+
+
+def show(name: str, price: float, rows: list[dict[str, Any]]) -> None:
+    def cell(key: str) -> str:
+        values = [row[key] for row in rows]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        return f"{statistics.mean(values):7.3f} ±{spread:.3f}"
+
+    mean = {key: statistics.mean(row[key] for row in rows) for key in ("coverage", "n", "draws")}
+    print(
+        f"{name:<12}{price:5g}{mean['coverage']:7.2f}{mean['n']:7.1f}{mean['draws']:7.1f}  "
+        + " ".join(cell(key) for key in COLUMNS)
+        + f"  {rows[0]['setting']}",
+        flush=True,
+    )
+
+
+def requests(count: int, rule: str) -> dict[str, float]:
+    """Draws about `count` samples with allocator and board alone: an engine that is a queue.
+    Seconds are of the processor."""
+    draws_each = {"uniform": 10, "adaptive": 10.7}[rule]
+    prompts = int(count / draws_each)
+    rates = np.random.default_rng(1).beta(0.592, 0.604, prompts).tolist()
+    before = _peak()
+    board = Board(map(str, range(prompts)), 10 if rule == "uniform" else 512)
+    choices = (uniform if rule == "uniform" else partial(adaptive, price=12))(board)
+    dice = random.Random(2)
+    running: deque[tuple[int, int, int, bool]] = deque()
+    drawn, asking = 0, 0.0
+    clock = time.process_time
+    begun = clock()
+    ended = False
+    while running or not ended:
+        while not ended and len(running) < 1024:
+            at = clock()
+            tally = next(choices, False)
+            asking += clock() - at
+            if tally is None:
+                break
+            if tally is False:
+                ended = True
+                break
+            index = board.take(tally)
+            place = int(tally.prompt_id)
+            running.append((place, index, drawn & 127, dice.random() < rates[place]))
+            drawn += 1
+        # Out of order, as short ones finish first.
+        if running:
+            if dice.random() < 0.3:
+                running.rotate(-1)
+            place, index, tokens, hit = running.popleft()
+            board.tokens += 100 + tokens
+            board.judge(str(place), index, 100 + tokens, index if hit else None)
+    took = clock() - begun
+    return {
+        "requests": drawn,
+        "seconds": took,
+        "allocator": asking,
+        "mb": _peak() - before,
+        "peak": _peak(),
+    }
+
+
+def _peak() -> float:
+    """MB of this process at its largest."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def scaling(counts: list[int]) -> None:
+    """Each in a process of its own, so that its peak is its own."""
+    for rule in ("uniform", "adaptive"):
+        rows = []
+        for count in counts:
+            done = subprocess.run(
+                [sys.executable, __file__, "--child", rule, "--requests", str(count)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            row = json.loads(done.stdout)
+            rows.append(row)
+            print(
+                f"{rule:<10}{row['requests']:12,} requests {row['seconds']:8.1f} s "
+                f"{row['requests'] / row['seconds']:10,.0f}/s; allocator alone "
+                f"{row['requests'] / row['allocator']:10,.0f}/s; {row['mb']:8.1f} MB added, "
+                f"peak {row['peak']:.0f} MB",
+                flush=True,
+            )
+        if len(rows) > 1:
+            first, last = rows[0], rows[-1]
+            wider = math.log(last["requests"] / first["requests"])
+            for key in ("seconds", "mb"):
+                print(f"{rule:<10}{key}: exponent {math.log(last[key] / first[key]) / wider:.3f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mix", nargs="+", choices=MIXES, default=list(MIXES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--requests", type=int, nargs="+", help="scaling instead of comparing")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.child:
+        print(json.dumps(requests(args.requests[0], args.child)))
+        return
+    if args.requests:
+        scaling(args.requests)
+        return
+    show_mixes(args.mix)
+    print("mix         price  cover      n  draws  " + " ".join(f"{key:>14}" for key in COLUMNS))
     for name in args.mix:
-        for seed in range(args.seeds):
-            compare(name, seed)
+        runs = [compare(name, seed) for seed in range(args.seeds)]
+        for price, rows in zip(MIXES[name].prices, zip(*runs)):
+            show(name, price, list(rows))
 
 
 if __name__ == "__main__":

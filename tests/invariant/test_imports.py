@@ -11,9 +11,11 @@ PACKAGE = ROOT / "rft"
 LEVELS = [
     {"cli"},
     {"check", "runner", "show", "doctor", "reference"},
+    {"forecast"},
     {"plan"},
-    {"identity"},
+    {"identity", "nodes"},
     {"stages"},
+    {"sampling"},
     {"verdicts"},
     {"scoring"},
     {"samplers", "allocators", "scorers", "selectors", "training", "report"},
@@ -39,6 +41,8 @@ LEVELS = [
     },
     {"loader"},
     {"config"},
+    {"config_train"},
+    {"section"},
     {"faults", "types"},
 ]
 """From the top down. A file imports from its own level or a lower one, never from a higher."""

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rft import rows
-from rft.config import Model, Train
+from rft.config import Model
+from rft.config_train import Train
 from rft.training import checkpoint
 from rft.types import TrainRow
 

@@ -1,6 +1,7 @@
 """A small real experiment on the embedded model, run through the command line as users run it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+
+from rft import rows
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -20,6 +24,12 @@ SMALL = [
     "train.checkpoint_every=2",
 ]
 """Settings that make the quickstart small without taking a stage out of it."""
+ALONE = [
+    *(f"arms.{arm}=null" for arm in ("base", "sft", "sft_matched", "random")),
+    *("compare.baseline=rft", "sample.policy=base", "train.include_reference=false"),
+    f"sample.use={ROOT}/tests/pipeline/slow.py:slow",
+]
+"""Leaves the arm that samples, without an engine, so that nothing is trained before it."""
 
 
 def command(
@@ -33,8 +43,10 @@ def rft(*args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(args, cwd=ROOT, text=True, capture_output=True, timeout=timeout)
 
 
-def kill_after(args: list[str], seen: str, delay: float, log: Path, how: int) -> int | None:
-    """Starts a command, waits for `seen` in its output and `delay` seconds more, sends `how`.
+def stop(
+    args: list[str], moment: Callable[[str], bool], how: int, log: Path, delay: float = 0
+) -> int | None:
+    """Starts a command, waits until `moment` says yes to its output and `delay` seconds more, sends `how`.
 
     Returns the exit code; None where it had ended before the signal. Kills with SIGKILL go to the
     command alone: that its stage dies with it is part of what is tested.
@@ -42,7 +54,7 @@ def kill_after(args: list[str], seen: str, delay: float, log: Path, how: int) ->
     with open(log, "wb") as out:
         child = subprocess.Popen(args, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
         try:
-            until(lambda: seen in log.read_text() or child.poll() is not None, 240)
+            until(lambda: moment(log.read_text()) or child.poll() is not None, 240)
             time.sleep(delay)
             early = child.poll()
             child.send_signal(how)
@@ -72,6 +84,17 @@ def stage_processes(runs: Path) -> list[int]:
             if str(runs) in words and "rft" in words:
                 found.append(int(entry.name))
     return found
+
+
+def written(folder: Path) -> list[str]:
+    """Ids in all parts, one that is in two of them twice: it was made after it was kept."""
+    return [i for p in rows.parts(folder) for i in pq.read_table(p, columns=["id"])[0].to_pylist()]
+
+
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """The folder of runs with a copy of the undisturbed one, to go on with."""
+    shutil.copytree(finished, tmp_path / "quickstart", symlinks=True)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

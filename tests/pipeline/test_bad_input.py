@@ -11,16 +11,7 @@ import pytest
 
 from rft import rows, rundir
 from rft.types import Prompt, ScoreRow
-from tests.pipeline.conftest import (
-    ROOT,
-    SIGKILL,
-    SMALL,
-    command,
-    kill_after,
-    rft,
-    stage_processes,
-    until,
-)
+from tests.pipeline.conftest import ROOT, SMALL, command, copy, rft
 
 ONLY_REFERENCE = [f"arms.{arm}=null" for arm in ("base", "sft_matched", "random", "rft")]
 """Leaves the arm that samples no model, so that the stages before training take seconds."""
@@ -69,23 +60,15 @@ def test_missing_model(tmp_path: Path) -> None:
     fails(done, "model.base", "none")
 
 
-def test_second_run_in_the_same_folder(tmp_path: Path) -> None:
-    with rundir.lock(tmp_path / "quickstart"):
-        fails(rft(*command("select", tmp_path, *ONLY_REFERENCE)), "in use by process", "name=")
-    done = rft(*command("select", tmp_path, *ONLY_REFERENCE))
+def test_a_second_run_waits_for_the_first_and_makes_nothing_again(
+    finished: Path, tmp_path: Path
+) -> None:
+    runs = copy(finished, tmp_path)
+    with rundir.lock(runs / "quickstart"):
+        fails(rft(*command("run", runs)), "in use by process", "name=")
+    done = rft(*command("run", runs))
     assert done.returncode == 0, done.stderr
-
-
-def test_killed_run_frees_its_folder_and_its_stage_dies(tmp_path: Path) -> None:
-    args = command("select", tmp_path / "runs", *ONLY_REFERENCE)
-    kill_after(args, "sample (sft", 0.5, tmp_path / "log", SIGKILL)
-    until(lambda: not stage_processes(tmp_path / "runs"), 10)
-    assert rft(*args).returncode == 0
-
-
-def copy(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "quickstart", symlinks=True)
-    return tmp_path
+    assert "starting" not in done.stderr and "done already" in done.stderr
 
 
 def test_changed_config_on_an_old_run(finished: Path, tmp_path: Path) -> None:
@@ -96,24 +79,6 @@ def test_changed_config_on_an_old_run(finished: Path, tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in runs.rglob("part-*")} == before
 
 
-def test_update_draws_only_what_is_missing(finished: Path, tmp_path: Path) -> None:
-    runs = copy(finished, tmp_path)
-    old = {i for f in (runs / "quickstart/stages").glob("sample-*") for i in rows.ids(f)}
-    done = rft(*command("sample", runs, "sample.n=9", "--update"), timeout=600)
-    assert done.returncode == 0, done.stderr
-    folder = (runs / "quickstart/rft/seed0/2_sample").resolve()
-    drawn = rundir.StageDir(folder).manifest()
-    assert drawn is not None and drawn["rows"] == 100 * 9
-    assert len(rows.ids(folder) - old) == 100
-
-
-def test_finished_run_is_not_run_again(finished: Path, tmp_path: Path) -> None:
-    runs = copy(finished, tmp_path)
-    done = rft(*command("run", runs))
-    assert done.returncode == 0, done.stderr
-    assert "starting" not in done.stderr and "done already" in done.stderr
-
-
 def test_torn_part_of_a_finished_stage_is_made_again(finished: Path, tmp_path: Path) -> None:
     runs = copy(finished, tmp_path)
     folder = (runs / "quickstart/sft/seed0/2_sample_reference").resolve()
@@ -122,7 +87,7 @@ def test_torn_part_of_a_finished_stage_is_made_again(finished: Path, tmp_path: P
     part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
     shown = rft(sys.executable, "-m", "rft.cli", "show", str(runs / "quickstart"))
     assert "torn" in shown.stdout
-    done = rft(*command("select", runs))
+    done = rft(*command("sample", runs))
     assert done.returncode == 0, done.stderr
     assert "making the missing rows again" in done.stderr
     assert rows.ids(folder) == held

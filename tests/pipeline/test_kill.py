@@ -1,38 +1,39 @@
 """SIGKILL at random moments of every stage, then resume: as if nothing had happened."""
 
 import random
+from functools import partial
 from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from rft import rows, rundir
 from rft.types import Candidate, ChoiceRow, ProblemRow, ScoreRow
 from tests.pipeline.conftest import (
+    ALONE,
     SIGINT,
     SIGKILL,
     command,
-    kill_after,
+    copy,
     rft,
     stage_processes,
+    stop,
     until,
+    written,
 )
 
 MOMENTS = {
     "prompts (": 0.3,
-    "sample (sft": 3,
-    "sample (rft": 16,
+    "sample (rft": 11,
     "score (rft": 1.2,
     "select (rft": 3,
-    "train (rft": 18,
-    "eval sample (base": 16,
+    "train (rft": 14,
+    "eval sample (rft": 8,
 }
 """Line of output at which a stage begins, and how long it lasts here at the most, in seconds."""
-KILLS = 14
-"""Runs are killed at each of these in turn, until so many kills have hit a run that was working."""
+ROUNDS = 3
+"""How often each of these is killed. A stage that is begun again is killed again."""
 
 
 def contents(run: Path) -> dict[str, object]:
-    """What a run holds, by stage folder: row ids, choices, losses."""
+    """What a run holds, by stage folder: row ids, verdicts, choices."""
     found: dict[str, object] = {}
     for folder in sorted((run / "stages").iterdir()):
         assert rundir.StageDir(folder).manifest() is not None, folder
@@ -42,7 +43,7 @@ def contents(run: Path) -> dict[str, object]:
                 (r.id, r.prompt_id, r.index) for r in rows.read(folder, Candidate)
             )
         elif kind == "score":
-            found[folder.name] = sorted(r.id for r in rows.read(folder, ScoreRow))
+            found[folder.name] = sorted((r.id, r.verdict) for r in rows.read(folder, ScoreRow))
         elif kind == "select":
             found[folder.name] = sorted(r.id for r in rows.read(folder / "choices", ChoiceRow))
         elif kind == "eval":
@@ -53,44 +54,66 @@ def contents(run: Path) -> dict[str, object]:
     return found
 
 
-def drawn_twice(run: Path) -> list[str]:
-    """Sample folders whose parts hold an id more than once: it was sampled after it was kept."""
-    twice = []
-    for folder in (run / "stages").glob("sample-*"):
-        ids = [
-            i for p in rows.parts(folder) for i in pq.read_table(p, columns=["id"])[0].to_pylist()
-        ]
-        if len(ids) != len(set(ids)):
-            twice.append(folder.name)
-    return twice
+def made_twice(run: Path) -> list[str]:
+    """Folders whose parts hold an id more than once: it was made again after it was kept."""
+    folders = [f for kind in ("sample", "score") for f in (run / "stages").glob(f"{kind}-*")]
+    return [f.name for f in folders if len(written(f)) != len(set(written(f)))]
 
 
-def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(finished: Path, tmp_path: Path) -> None:
+def begun(lines: list[str], text: str) -> bool:
+    """Whether one of the stages has begun: the first may have ended in an earlier round."""
+    return any(line in text for line in lines)
+
+
+def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(tmp_path: Path) -> None:
+    settings = [*ALONE, "eval.use=transformers"]
+    undisturbed, runs = tmp_path / "undisturbed", tmp_path / "killed"
+    done = rft(*command("run", undisturbed, *settings), timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
     chance = random.Random(0)
     hit: list[tuple[str, float]] = []
-    turn = 0
-    while len(hit) < KILLS:
-        turn += 1
-        runs = tmp_path / str(turn)
-        for line, lasts in MOMENTS.items():
-            delay = chance.uniform(0, lasts)
-            log = tmp_path / f"{turn}-{len(hit)}.log"
-            code = kill_after(command("run", runs), line, delay, log, SIGKILL)
-            if code is not None:
-                hit.append((line, round(delay, 1)))
-            until(lambda runs=runs: not stage_processes(runs), 10)
-        done = rft(*command("run", runs), timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert contents(runs / "quickstart") == contents(finished)
-        assert not drawn_twice(runs / "quickstart")
-        # A run that ends before its moment is not hit; that must stay the exception.
-        assert len(hit) > 3 * turn, hit
+    lines = list(MOMENTS)
+    for at in sorted([*range(len(lines))] * ROUNDS):
+        delay = chance.uniform(0, MOMENTS[lines[at]])
+        log = tmp_path / f"{at}-{len(hit)}.log"
+        args = command("run", runs, *settings)
+        if stop(args, partial(begun, lines[at:]), SIGKILL, log, delay) is not None:
+            hit.append((lines[at], round(delay, 1)))
+        until(lambda: not stage_processes(runs), 10)
+    # A run that ends before its moment is not hit; that must stay the exception.
+    assert len(hit) > 0.75 * ROUNDS * len(lines), hit
+    done = rft(*command("run", runs, *settings), timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(runs / "quickstart") == contents(undisturbed / "quickstart")
+    assert not made_twice(runs / "quickstart")
 
 
-def test_ctrl_c_keeps_what_was_sampled(tmp_path: Path) -> None:
-    runs, log = tmp_path / "runs", tmp_path / "log"
-    code = kill_after(command("run", runs), "sample (rft", 12, log, SIGINT)
-    text = log.read_text()
-    assert code == 130, text
-    assert "Traceback" not in text and "go on from here" in text
-    assert not stage_processes(runs)
+def has_more(link: Path, ids: set[str], _: str = "") -> bool:
+    return ids < rows.ids(link.resolve())
+
+
+def test_what_vllm_has_drawn_is_kept_and_only_the_rest_is_drawn(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Samples are added to a finished run, with a SIGKILL and a Ctrl-C on the way."""
+    runs = copy(finished, tmp_path)
+    args = command("sample", runs, "sample.n=24", "--update")
+    link = runs / "quickstart/rft/seed0/2_sample"
+    kept = rows.ids(link.resolve())
+    assert len(kept) == 100 * 8
+    for how, expected in ((SIGKILL, -SIGKILL), (SIGINT, 130)):
+        code = stop(args, partial(has_more, link, kept), how, tmp_path / "log")
+        text = (tmp_path / "log").read_text()
+        assert code == expected and "Traceback" not in text, text
+        assert how == SIGKILL or "go on from here" in text
+        until(lambda: not stage_processes(runs), 10)
+        assert has_more(link, kept)
+        kept = rows.ids(link.resolve())
+    assert len(kept) < 100 * 24
+    done = rft(*args, timeout=600)
+    assert done.returncode == 0, done.stderr
+    folder = link.resolve()
+    manifest = rundir.StageDir(folder).manifest()
+    assert manifest is not None and manifest["rows"] == 100 * 24
+    assert manifest["engine"]["requests"] == 100 * 24 - len(kept)
+    assert kept < rows.ids(folder) and len(written(folder)) == 100 * 24

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from rft.samplers.openai import openai
 from rft.types import Candidate, Finish, Prompt, Request, RftError, Setup, digest
 from tests.pipeline import _serve
+from tests.unit.test_sampler_contract import Case, Contract, solved_problems
 from tests.unit.test_samplers import (  # noqa: F401
     EMBEDDED,
     MAX_LEN,
@@ -67,26 +68,44 @@ def of_the_engine(model: str, adapters: tuple[str, str]) -> list[dict[str, Candi
         sampler.close()
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "model"
+    shutil.copytree(EMBEDDED, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(
+    model: Path,
+    adapters: tuple[str, str],  # noqa: F811
+) -> Iterator["Future[list[dict[str, Candidate]]]"]:
+    """Its rows, while the server starts."""
+    pytest.importorskip("vllm")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool.submit(of_the_engine, str(model), adapters)
+
+
+@pytest.fixture(scope="module")
+def url(engine: Any, model: Path) -> Iterator[str]:
+    log = model.parent / "log"
+    with _serve.served(model, MAX_LEN, log, *LORA, name="tiny", cores=CORES[:1]) as url:
+        yield url
+
+
 def test_a_server_gives_the_rows_of_an_engine(
     adapters: tuple[str, str],  # noqa: F811
-    tmp_path: Path,
+    model: Path,
+    engine: "Future[list[dict[str, Candidate]]]",
+    url: str,
 ) -> None:
-    pytest.importorskip("vllm")
-    model = tmp_path / "model"
-    shutil.copytree(EMBEDDED, model)
-    (model / "chat_template.jinja").write_text(TEMPLATE)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        engine = pool.submit(of_the_engine, str(model), adapters)
-        with _serve.served(
-            model, MAX_LEN, tmp_path / "log", *LORA, name="tiny", cores=CORES[:1]
-        ) as url:
-            setup = set_up(model, adapters)
-            sampler = openai(setup, base_url=url, max_concurrency=64)
-            got = [by_id(sampler.sample(asked(setup, case))) for case in CASES]
-            check_other_ways(setup, url, got[0])
-            sampler.close()
-        expected = engine.result(timeout=200)
+    setup = set_up(model, adapters)
+    sampler = openai(setup, base_url=url, max_concurrency=64)
+    got = [by_id(sampler.sample(asked(setup, case))) for case in CASES]
+    check_other_ways(setup, url, got[0])
+    sampler.close()
+    expected = engine.result(timeout=200)
     for case, mine, theirs in zip(CASES, got, expected, strict=True):
         assert mine.keys() == theirs.keys()
         for id, row in mine.items():
@@ -135,6 +154,18 @@ def broken_adapter(setup: Setup) -> str:
     folder.mkdir()
     shutil.copy(Path(setup.adapters[0]) / "adapter_model.safetensors", folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def case(url: str, model: Path) -> Iterator[Case]:
+    setup = dataclasses.replace(set_up(model), prompts=solved_problems(100))
+    sampler = openai(setup, base_url=url, max_concurrency=8)
+    yield Case(sampler, setup, ahead=2 * 8 + 1)
+    sampler.close()
+
+
+class TestContract(Contract):
+    """Of a server."""
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from rft.samplers import _serve
 from rft.types import Request, RftError, Setup
 from tests.pipeline.conftest import ROOT
 from tests.unit import _work
+from tests.unit.test_sampler_contract import Case, Contract, solved_problems
 from tests.unit.test_samplers import (  # noqa: F401 (adapters is a fixture)
     QUESTIONS,
     adapters,
@@ -199,7 +200,8 @@ def test_nodes_and_actors_are_killed_in_mid_run(
     got += stream
     assert by_id(got).keys() == {r.id for r in wanted}
     assert tokens(got) == one_engine
-    assert engines.stats()["engines_lost"] == 2
+    # Three where the fresh engine was on the node that went.
+    assert engines.stats()["engines_lost"] in (2, 3)
     assert engines.stats()["requests"] >= len(wanted)
 
 
@@ -235,6 +237,17 @@ def test_beams_and_an_abandoned_run(engines: Any, setup: Setup) -> None:
     stream.close()
     beams = list(requests(setup, n=4, temperature=0, beam_width=4))
     assert by_id(engines.sample(iter(beams))).keys() == {r.id for r in beams}
+
+
+@pytest.fixture(scope="module")
+def case(engines: Any, setup: Setup) -> Case:
+    # What a message holds and what an engine pulls, of each.
+    ahead = NODES * int(_serve.MORE * 2 * 8) + 1
+    return Case(engines, dataclasses.replace(setup, prompts=solved_problems(100)), ahead)
+
+
+class TestContract(Contract):
+    """Of engines in actors; the last of these tests closes them."""
 
 
 # ---- scorers --------------------------------------------------------------------------------------
@@ -285,11 +298,9 @@ def test_actors_end_with_a_driver_that_is_killed(nodes: Any, tmp_path: Path, how
     driver.process.send_signal(how)
     driver.process.wait(30)
     until(lambda: not actors(), 30, "the actors are gone")
-    until(lambda: not any(p.is_running() and p.status() != "zombie" for p in spawned), 10, "workers")
-
-
-def test_a_cluster_is_joined_from_outside(nodes: Any) -> None:
-    """Over ray://, as from a machine that is none of its nodes."""
+    until(
+        lambda: not any(p.is_running() and p.status() != "zombie" for p in spawned), 10, "workers"
+    )
 
 
 def test_a_killed_driver_leaves_no_process_of_a_ray_started_here(local: Driver) -> None:

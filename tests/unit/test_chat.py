@@ -1,5 +1,7 @@
 """The border between text and ids: what a prompt is, and what of a sample is learnt."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,18 @@ def test_another_end_token_stays() -> None:
     other = next(i for i in made.tokenizer.all_special_ids if i != made.eos_id)
     ids = (*made.completion_ids("19")[:-1], other)
     assert made.train_ids(sampled(ids, "19", Finish.STOP)) == ids
+
+
+def test_the_tokenizer_is_the_one_that_transformers_chooses_and_needs_no_torch() -> None:
+    from transformers import AutoTokenizer
+
+    mine, chosen = renderer().tokenizer, AutoTokenizer.from_pretrained(EMBEDDED)
+    assert type(mine) is type(chosen) and mine.init_kwargs == chosen.init_kwargs
+    assert mine.backend_tokenizer.to_str() == chosen.backend_tokenizer.to_str()
+    code = (
+        "import sys; from rft.chat import Renderer; from rft.config import Chat, Model\n"
+        f"Renderer(Model(base={str(EMBEDDED)!r}), Chat()).completion_ids('7')\n"
+        "print([m for m in ('torch', 'vllm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr

@@ -15,6 +15,8 @@ from rft import rows, scoring
 from rft.chat import Renderer
 from rft.config import Chat, Eval, Loops, Model, Sample
 from rft.loops import AUDIT_COLUMNS, audit, in_loop, is_audited, may_stop, sentence, stopped_at
+from rft.report import page
+from rft.report.load import ArmRun
 from rft.rundir import StageDir
 from rft.selectors.length import length
 from rft.stats import wilson
@@ -253,6 +255,16 @@ def test_stopped_samples_are_unknown_and_the_manifest_has_the_audit(tmp_path: Pa
     assert manifest is not None
     assert manifest["unknown"] == {"loop": 8, "truncated": 3}
     assert (manifest["loops"]["false_aborts"], manifest["loops"]["correct"]) == (1, 5)
+
+
+def test_the_report_says_what_stopping_saved_and_cost() -> None:
+    made, correct = pool()
+    found = audit(rows.table(made, Candidate).select(AUDIT_COLUMNS).to_batches(), correct, RULE)
+    funnel = {"in": 16, "out": 16, "dropped": {}}
+    score = {"funnel": funnel, "verdicts": {"correct": 5, "unknown": 11}, "loops": found}
+    manifests = {"sample": {"funnel": funnel}, "score": score, "select": {"funnel": funnel}}
+    steps = page._funnel(ArmRun("rft", 0, {}, manifests, (), ()))["steps"]
+    assert [step["note"] for step in steps] == [None, sentence(found), None]
 
 
 def test_a_stopped_sample_teaches_no_end() -> None:

@@ -592,7 +592,7 @@ def test_nobody_there(open_: list[Any]) -> None:
         openai(set_up(), base_url="http://127.0.0.1:9/v1")
     with pytest.raises(RftError, match="^eval.args.base_url: no server answers"):
         openai(set_up(section="eval"), base_url="http://127.0.0.1:9/v1")
-    assert time.monotonic() - began < 15 and threading.active_count() == threads
+    assert time.monotonic() - began < 15 and threading.active_count() <= threads
 
 
 # ---- faults that no waiting cures -----------------------------------------------------------------

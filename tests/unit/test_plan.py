@@ -11,7 +11,8 @@ import yaml
 
 from rft import loader, runner
 from rft.config import ConfigError
-from rft.plan import Node, Plan
+from rft.nodes import Node
+from rft.plan import Plan
 from rft.types import RftError
 
 ARMS: dict[str, Any] = {
@@ -347,6 +348,49 @@ def test_many_rounds_are_planned_at_once(bench: Bench) -> None:
     plan = bench.plan(arms=arms)
     assert time.monotonic() - begun < 5
     assert links(plan, "round0")["5_train"] in links(plan, "round1")["2_sample"].needs
+
+
+def test_each_round_samples_from_the_policy_of_the_one_before(bench: Bench) -> None:
+    plan = bench.plan(sample={"policy": "arm:sft"}, rounds=3)
+    first, second, last = (links(plan, arm) for arm in ("rft@1", "rft@2", "rft"))
+    assert first["5_train"] not in second["5_train"].needs
+    assert second["2_sample"].job["adapter"] == str(first["5_train"].dir.path)
+    assert last["2_sample"].job["adapter"] == str(second["5_train"].dir.path)
+    assert len({arm["2_sample"].job["pool"] for arm in (first, second, last)}) == 3
+    # Each is trained from the base model, on the survivors of its own samples and the references.
+    assert [p["sample"] for p in second["4_select"].job["pools"]] == [
+        str(second[name].dir.path) for name in ("2_sample_reference", "2_sample")
+    ]
+    assert last["5_train"].job["start"] is None
+    assert last["4_select"].job["rounds"]["first"] == str(first["4_select"].dir.path)
+    assert first["4_select"].job["rounds"]["first"] is None
+    # Arms that sample nothing have one round, and one that is named elsewhere is its last.
+    assert {row.arm for row in plan.rows} == {
+        "base", "sft", "sft_matched", "random@1", "random@2", "random", "rft@1", "rft@2", "rft",
+    }  # fmt: skip
+    assert links(plan, "sft_matched")["5_train"].job["match"] == str(last["5_train"].dir.path)
+    counted = links(plan, "random")["4_select"].job["selectors"][0]["counts"]
+    assert counted == {"rows": str(last["4_select"].dir.path)}
+
+
+def test_survivors_of_all_rounds_can_be_kept_and_training_can_go_on(bench: Bench) -> None:
+    plan = bench.plan(
+        sample={"policy": "arm:sft"}, rounds={"n": 3, "survivors": "keep", "init": "last"}
+    )
+    first, second, last = (links(plan, arm) for arm in ("rft@1", "rft@2", "rft"))
+    reference = str(first["2_sample_reference"].dir.path)
+    samples = [str(arm["2_sample"].dir.path) for arm in (first, second, last)]
+    assert [p["sample"] for p in last["4_select"].job["pools"]] == [reference, *samples]
+    assert first["5_train"].job["start"] == str(links(plan, "sft")["5_train"].dir.path)
+    assert last["5_train"].job["start"] == str(second["5_train"].dir.path)
+    assert second["5_train"] in last["5_train"].needs
+
+
+def test_more_rounds_leave_those_that_are_done_as_they_are(bench: Bench) -> None:
+    two, three = bench.plan(rounds=2), bench.plan(rounds=3)
+    for before, after in (("rft@1", "rft@1"), ("rft", "rft@2")):
+        assert links(two, before)["5_train"].key == links(three, after)["5_train"].key
+        assert links(two, before)["6_eval"].key == links(three, after)["6_eval"].key
 
 
 def test_selector_is_given_the_seed_and_the_count_of_the_arm_it_names(bench: Bench) -> None:

@@ -11,8 +11,8 @@ import rft
 from rft import rows
 from rft.config import Decoding
 from rft.rundir import StageDir
+from rft.sampling import Job
 from rft.stages import sample
-from rft.stages.sample import Job
 from rft.types import Candidate, Finish, Prompt, RftError, ScoreRow, digest
 
 EMBEDDED = Path(rft.__file__).parent / "embedded" / "model"

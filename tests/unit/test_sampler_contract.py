@@ -22,7 +22,6 @@ from rft.samplers._common import completion_text
 from rft.types import Candidate, Finish, Prompt, Request, RftError, Sampler, Setup, digest
 
 EMBEDDED = Path(rft.__file__).parent / "embedded"
-MAX_LEN = 128
 SEQUENCES = 8
 """Sequences that an engine here decodes together."""
 
@@ -41,7 +40,7 @@ def solved_problems(count: int) -> dict[str, Prompt]:
 
 def set_up(**engine: Any) -> Setup:
     """The embedded model, asked about 100 problems."""
-    model = Model(base=str(EMBEDDED / "model"), max_len=MAX_LEN)
+    model = Model(base=str(EMBEDDED / "model"), max_len=128)
     chat = Chat(prompt="Question: {question}\nAnswer:", solution="\n{solution}")
     return Setup(
         model=model,
@@ -220,8 +219,10 @@ class Contract:
             list(case.sampler.sample(itertools.chain(case.requests(prompts=before), bad)))
         assert len(by_id(case.sampler.sample(case.requests()))) == 6
 
-    @pytest.mark.parametrize("length", [0, MAX_LEN, MAX_LEN + 1])
-    def test_a_prompt_without_room_is_refused(self, case: Case, length: int) -> None:
+    @pytest.mark.parametrize("room", [None, 0, -1])
+    def test_a_prompt_without_room_is_refused(self, case: Case, room: int | None) -> None:
+        """None: a prompt of no tokens."""
+        length = 0 if room is None else case.setup.model.max_len - room
         bad = dataclasses.replace(next(case.requests()), prompt_token_ids=(5,) * length)
         with pytest.raises(RftError, match="max_len|no tokens"):
             list(case.sampler.sample(iter([bad])))
@@ -229,7 +230,7 @@ class Contract:
 
     def test_a_prompt_with_little_room_bounds_the_budget(self, case: Case) -> None:
         one = next(case.requests())
-        padded = (one.prompt_token_ids * 20)[: MAX_LEN - 3]
+        padded = (one.prompt_token_ids * 20)[: case.setup.model.max_len - 3]
         (got,) = case.sampler.sample(iter([dataclasses.replace(one, prompt_token_ids=padded)]))
         assert len(got.token_ids) <= 3 or got.finish is Finish.REFERENCE
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rft.config import Train
+from rft.config_train import Train
 from rft.training import checkpoint
 from rft.training.loop import learning_rate
 

@@ -23,7 +23,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from rft.config import Lora, Model, Precision, Train
+from rft.config import Model
+from rft.config_train import Lora, Precision, Train
 from rft.precision import DTYPES, assert_fp32_masters, check_launched
 from rft.training.data import Group, collate, pack
 from rft.training.model import (

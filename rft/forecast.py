@@ -1,0 +1,387 @@
+"""What sampling will bring and cost, told from a pilot on a few dozen prompts.
+
+Each of some hundred simulated runs draws the pilot's prompts with replacement, learns from these how
+success rates, ways and lengths are spread (the same estimates that allocators use,
+rft/allocators/_beliefs.py), gives every prompt of the data a success rate of its own, and lets the
+real allocator draw. Prompts of the pilot keep what the pilot found. So an interval holds three
+doubts: which prompts the pilot had, what a prompt's rate is, and how the draws fall. Hours have a
+fourth, that a machine is not as fast all the time.
+"""
+
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rft import components, process, rows
+from rft.allocators._beliefs import _RATES_G as RATES_G
+from rft.allocators._beliefs import fit_new, fit_rates
+from rft.config import Component
+from rft.nodes import Node
+from rft.plan import Plan
+from rft.rundir import StageDir
+from rft.rundir import to_json as to_bytes
+from rft.tallies import KEYS, Board
+from rft.types import Candidate, Prompt, ScoreRow, Verdict
+
+LEVEL = 0.9
+"""Of the intervals."""
+MOST_PROMPTS = 1000
+"""Prompts of a simulated run; more are scaled up."""
+MOST_DRAWS = 800_000
+"""Draws of all simulated runs of one rule, which is half a minute."""
+SIMULATIONS = (40, 200)
+"""Fewest and most of them."""
+UNDER_WAY = 128
+"""Samples that an engine holds, after which the verdict on the first of them comes."""
+_SAME = -1
+"""The way of a right answer that is not new."""
+DRIFT = 0.08
+"""Standard deviation of a run's speed against the pilot's, as a share: measured on one machine at
+different hours (docs/benchmarks.md)."""
+
+Draw = tuple[bool, int | None, int]
+"""Whether it is right, its way if it is, its tokens."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a pilot found."""
+
+    draws: list[list[Draw]]
+    """Of each of its prompts, in index order."""
+    prompts: int
+    """Prompts of the whole run."""
+    rate: float
+    """Completion tokens a second, in the steady state."""
+    start_s: float
+    """Seconds that the engine takes to start."""
+    row_bytes: float
+    """Disk for a candidate and its verdict."""
+    memory_gb: float | None
+    """Most memory that the stage had, GiB; of the GPU's there is no figure."""
+    tokens: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        total = sum(tokens for one in self.draws for _, _, tokens in one)
+        object.__setattr__(self, "tokens", total)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A forecast figure: its median, and the interval of level `LEVEL`."""
+
+    value: float
+    low: float
+    high: float
+
+    def __contains__(self, figure: float) -> bool:
+        return self.low <= figure <= self.high
+
+
+FIGURES = ("samples", "tokens", "correct", "distinct", "solved", "hours")
+"""Samples drawn; their tokens; right ones; different right ones, at most `most` of a prompt; prompts
+with a right one; hours of sampling, start included."""
+
+
+def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known: bool) -> Pilot:
+    """A finished pilot. known: ways of worked solutions don't count, since they are trained on."""
+    manifest = StageDir(sample).manifest()
+    assert manifest is not None, "the pilot has been run"
+    way, by_id = KEYS[distinct], {p.id: p for p in prompts}
+    right = {row.id: row.verdict is Verdict.CORRECT for row in rows.read(score, ScoreRow)}
+    found: dict[str, list[tuple[int, Draw]]] = {}
+    for row in rows.read(sample, Candidate, ["id", "prompt_id", "index", "text", "token_ids"]):
+        solution = by_id[row.prompt_id].solution if known else None
+        key = way(row.text) if right[row.id] else None
+        if key is not None and solution and key == way(solution):
+            key = None
+        draw = (right[row.id], key, len(row.token_ids))
+        found.setdefault(row.prompt_id, []).append((row.index, draw))
+    engine = manifest["engine"]
+    size = sum(p.stat().st_size for folder in (sample, score) for p in folder.glob("part-*"))
+    return Pilot(
+        draws=[[draw for _, draw in sorted(found[id])] for id in sorted(found)],
+        prompts=len(prompts),
+        rate=engine.get("steady_tokens_per_s") or engine.get("tokens_per_s") or 0.0,
+        start_s=engine.get("engine_start_s", 0.0),
+        row_bytes=size / max(manifest["rows"], 1),
+        memory_gb=manifest.get("memory_gb"),
+    )
+
+
+def forecast(
+    pilot: Pilot, n: int, allocate: Component, most: int | None = None, seed: int = 0
+) -> dict[str, Range]:
+    """FIGURES of a run that draws at most n samples of each prompt as `allocate` says.
+
+    most: distinct answers of a prompt that count, for instance the selectors' cap.
+    """
+    rng = np.random.default_rng(seed)
+    size = min(pilot.prompts, MOST_PROMPTS)
+    scale = pilot.prompts / size
+    count = int(np.clip(MOST_DRAWS // max(size * n, 1), *SIMULATIONS))
+    make = components.make("allocators", allocate, "sample.allocate")
+    got = [_simulate(pilot, n, make, most, size, rng) for _ in range(count)]
+    told: dict[str, Range] = {}
+    for place, name in enumerate(FIGURES[:-1]):
+        figures = scale * np.array([one[place] for one in got])
+        told[name] = _range(figures)
+    tokens = scale * np.array([one[1] for one in got])
+    # The pilot's samples are taken over, not drawn again.
+    tokens = np.maximum(tokens - pilot.tokens, 0)
+    speed = pilot.rate * np.exp(rng.normal(0, DRIFT, count))
+    told["hours"] = _range((tokens / np.maximum(speed, 1e-9) + pilot.start_s) / 3600)
+    return told
+
+
+def _range(figures: Any) -> Range:
+    low, middle, high = np.quantile(figures, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
+    return Range(float(middle), float(low), float(high))
+
+
+class _World:
+    """One simulated run's prompts: what a draw of each of them may give."""
+
+    def __init__(self, pilot: Pilot, size: int, n: int, rng: np.random.Generator):
+        self.rng = rng
+        chosen = rng.integers(len(pilot.draws), size=len(pilot.draws))
+        picked = [pilot.draws[i] for i in chosen]
+        counts = [(len(one), sum(right for right, _, _ in one)) for one in picked]
+        states, times = np.unique(np.array(counts), axis=0, return_counts=True)
+        self.weights_G = fit_rates(states[:, 0], states[:, 1], times)
+        self._learn_ways(picked)
+        mean = {
+            kind: float(
+                np.mean([t for one in picked for right, _, t in one if right is kind] or [0])
+            )
+            for kind in (True, False)
+        }
+        mean = {kind: value or mean[not kind] for kind, value in mean.items()}
+        # A prompt's lengths are those of one of the pilot's prompts, whose own are few.
+        factors = np.array(
+            [
+                (sum(t for _, _, t in one) + 4 * (mean[True] + mean[False]) / 2)
+                / (sum(mean[right] for right, _, _ in one) + 4 * (mean[True] + mean[False]) / 2)
+                for one in picked
+            ]
+        )
+        self.lengths = {
+            kind: np.array(
+                [t for one in picked for right, _, t in one if right is kind] or [mean[kind]]
+            )
+            for kind in (True, False)
+        }
+        own = pilot.draws[:size]
+        self.known = [one[:n] for one in own] + [[] for _ in range(size - len(own))]
+        self.rates = rng.choice(RATES_G, size=size, p=self.weights_G)
+        for place, one in enumerate(own):
+            c = sum(right for right, _, _ in one)
+            with np.errstate(divide="ignore"):
+                weights = self.weights_G * RATES_G**c * (1 - RATES_G) ** (len(one) - c)
+            self.rates[place] = rng.choice(RATES_G, p=weights / weights.sum())
+        self.factors = rng.choice(factors, size=size)
+
+    def _learn_ways(self, picked: list[list[Draw]]) -> None:
+        most = 1 + max((len(one) for one in picked), default=1)
+        seen, new = np.zeros((most, most)), np.zeros((most, most))
+        for one in picked:
+            c, ways = 0, set[int]()
+            for right, way, _ in one:
+                if not right:
+                    continue
+                d = len(ways)
+                seen[c, d] += 1
+                if way is not None and way not in ways:
+                    new[c, d] += 1
+                    ways.add(way)
+                c += 1
+        self._seen, self._new = seen, new
+        self.new_CD = fit_new(seen, new)
+
+    def is_new(self, c: int, d: int) -> bool:
+        rows_, columns = self.new_CD.shape
+        return bool(self.rng.random() < self.new_CD[min(c, rows_ - 1), min(d, columns - 1)])
+
+
+def _simulate(
+    pilot: Pilot,
+    n: int,
+    make: Callable[..., Iterator[Any]],
+    most: int | None,
+    size: int,
+    rng: np.random.Generator,
+) -> tuple[float, ...]:
+    world = _World(pilot, size, n, rng)
+    board = Board(map(str, range(size)), n)
+    fresh = _fresh_draws(world, rng)
+    right, distinct = np.zeros(size, dtype=int), np.zeros(size, dtype=int)
+    tokens, samples = 0.0, 0
+    for place, known in enumerate(world.known):
+        board.know(str(place), _SAME)
+        ways: set[int] = set()
+        for index, (correct, way, length) in enumerate(known):
+            board.note(str(place), index)
+            board.judge(str(place), index, length, (way or _SAME) if correct else None)
+            right[place] += correct
+            ways |= {way} if way is not None else set()
+            tokens += length
+            samples += 1
+        distinct[place] = len(ways)
+    under_way: deque[tuple[str, int, int, int | None]] = deque()
+    for tally in make(board):
+        if tally is None or len(under_way) >= UNDER_WAY:
+            board.judge(*under_way.popleft())
+        if tally is None:
+            continue
+        place = int(tally.prompt_id)
+        index = board.take(tally)
+        hit, cost = fresh(place)
+        way = None
+        if hit:
+            new = world.is_new(int(right[place]), int(distinct[place]))
+            way = samples if new else _SAME
+            right[place] += 1
+            distinct[place] += new
+        tokens += cost
+        samples += 1
+        board.tokens = int(tokens)
+        under_way.append((tally.prompt_id, index, int(cost), way))
+    counted = np.minimum(distinct, most) if most else distinct
+    return samples, tokens, right.sum(), counted.sum(), (right > 0).sum()
+
+
+def _fresh_draws(world: _World, rng: np.random.Generator) -> Callable[[int], tuple[bool, float]]:
+    """Draws of a prompt, made in bulk: one call to a generator costs more than the draw."""
+    uniform: Iterator[float] = iter(())
+    length: dict[bool, Iterator[float]] = {True: iter(()), False: iter(())}
+
+    def draw(place: int) -> tuple[bool, float]:
+        nonlocal uniform
+        chance = next(uniform, None)
+        if chance is None:
+            uniform = iter(rng.random(4096).tolist())
+            chance = next(uniform)
+        right = chance < world.rates[place]
+        tokens = next(length[right], None)
+        if tokens is None:
+            length[right] = iter(rng.choice(world.lengths[right], 4096).tolist())
+            tokens = next(length[right])
+        return right, tokens * world.factors[place]
+
+    return draw
+
+
+def to_json(told: dict[str, Range]) -> dict[str, dict[str, float]]:
+    return {name: asdict(one) for name, one in told.items()}
+
+
+# On the terminal, and on disk ---------------------------------------------------------------------
+
+
+def tell(plan: Plan, pilots: list[tuple[Node, Node]]) -> None:
+    """Prints and keeps the forecast of each pool: for a uniform n, and for an allocator."""
+    console = Console(file=sys.stderr, width=100, highlight=False)
+    kept: dict[str, Any] = {}
+    for (sample, score), (small, scored) in zip(plan.to_pilot(), pilots):
+        prompts = list(rows.read(Path(sample.job["prompts"]), Prompt))
+        job = sample.job
+        pilot = read(
+            small.dir.path, scored.dir.path, prompts, job["distinct"], job["train_on_reference"]
+        )
+        n, own = job["decoding"]["n"], Component(**job["allocate"])
+        rules = {"uniform": (n, Component(use="uniform"))}
+        if own.use != "uniform":
+            rules[own.use] = (n, own)
+        else:
+            # What it would be with four answers a prompt as the aim, as dear as n draws find them.
+            rules["adaptive"] = (4 * n, Component(use="adaptive", args={"price": n / 2}))
+        told = {rule: forecast(pilot, most, allocate) for rule, (most, allocate) in rules.items()}
+        kept[sample.key] = {
+            "label": sample.label,
+            "score": score.key,
+            "uses": own.use,
+            "rules": {rule: to_json(figures) for rule, figures in told.items()},
+        }
+        _print(console, sample.label, pilot, told)
+    rows.write_bytes(plan.folder / "forecast.json", to_bytes(kept))
+
+
+def _print(console: Console, label: str, pilot: Pilot, told: dict[str, dict[str, Range]]) -> None:
+    drawn = sum(map(len, pilot.draws))
+    right = sum(draw[0] for one in pilot.draws for draw in one)
+    table = Table(
+        title=f"{label}: forecast from {len(pilot.draws)} of {pilot.prompts:,} prompts "
+        f"({right:,} of {drawn:,} samples correct), {LEVEL:.0%} intervals",
+        title_justify="left",
+    )
+    table.add_column("")
+    for rule in told:
+        table.add_column(rule, justify="right")
+    for name in FIGURES:
+        table.add_row(name, *(_shown(name, figures[name]) for figures in told.values()))
+    disk = [figures["samples"].value * pilot.row_bytes / (1 << 20) for figures in told.values()]
+    table.add_row("disk, MiB", *(f"{size:,.1f}" for size in disk))
+    memory = f"{pilot.memory_gb:.1f}" if pilot.memory_gb else "unknown"
+    table.add_row("memory, GiB", *(memory for _ in told))
+    console.print(table)
+
+
+def _shown(name: str, figure: Range) -> str:
+    digits = 2 if name == "hours" else 0
+    return f"{figure.value:,.{digits}f} ({figure.low:,.{digits}f} to {figure.high:,.{digits}f})"
+
+
+def hold(plan: Plan) -> None:
+    """Prints what became of a forecast, once the run is done; nothing where there was none."""
+    path = plan.folder / "forecast.json"
+    if not path.is_file():
+        return
+    for (sample, score), one in _forecast_of(plan, json.loads(path.read_text())):
+        got, expected = actual(sample, score), one["rules"][one["uses"]]
+        process.say(f"forecast of {sample.label}, and what it was:")
+        for name, figure in got.items():
+            told = Range(**expected[name])
+            verdict = "inside" if figure in told else "OUTSIDE"
+            digits = 2 if name == "hours" else 0
+            process.say(f"  {name:<9} {_shown(name, told):>32}   {figure:,.{digits}f}  {verdict}")
+
+
+def _forecast_of(plan: Plan, kept: dict[str, Any]) -> Iterator[tuple[tuple[Node, Node], Any]]:
+    for pair in plan.to_pilot():
+        if pair[0].key in kept and all(node.done for node in pair):
+            yield pair, kept[pair[0].key]
+
+
+def actual(sample: Node, score: Node) -> dict[str, float]:
+    """FIGURES of a finished pool."""
+    job, way = sample.job, KEYS[sample.job["distinct"]]
+    manifest = sample.dir.manifest()
+    assert manifest is not None
+    prompts = {p.id: p for p in rows.read(Path(job["prompts"]), Prompt)}
+    correct = {
+        row.id for row in rows.read(score.dir.path, ScoreRow) if row.verdict is Verdict.CORRECT
+    }
+    ways: dict[str, set[int]] = {}
+    for row in rows.read(sample.dir.path, Candidate, ["id", "prompt_id", "text"]):
+        if row.id in correct:
+            ways.setdefault(row.prompt_id, set()).add(way(row.text))
+    solved = len(ways)
+    if job["train_on_reference"]:
+        for id, found in ways.items():
+            found.discard(way(prompts[id].solution or ""))
+    return {
+        "samples": manifest["rows"],
+        "tokens": manifest["tokens"],
+        "correct": len(correct),
+        "distinct": sum(map(len, ways.values())),
+        "solved": solved,
+        "hours": manifest["seconds"] / 3600,
+    }
