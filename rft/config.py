@@ -119,9 +119,9 @@ class Chat(Section):
 class Loops(Section):
     """When a sample that repeats itself is stopped: it is `unknown: loop`, never correct."""
 
-    period: Positive = 64
+    period: Positive = 128
     """Most tokens in the piece that is repeated."""
-    repeats: Annotated[int, Field(ge=2)] = 4
+    repeats: Annotated[int, Field(ge=2)] = 3
     """How many times in a row the piece must have been said."""
     min_tokens: Positive = 64
     """Fewest tokens that the repetition must be long, all in all: `0000` or a table's rule is none."""

@@ -27,7 +27,7 @@ from rft.types import RftError
 POLL_S = 0.2
 """Seconds that a worker collects results for before it sends them."""
 
-MESSAGES_PER_S = 500
+MESSAGES_PER_S = 250
 """Most messages a second that this end should have to read: with many workers, each collects longer."""
 
 ROOM_S = 600.0

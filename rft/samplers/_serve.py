@@ -18,6 +18,7 @@ from typing import Any, cast
 from rft.chat import Renderer
 from rft.config import Chat
 from rft.hosts import Cut, Host
+from rft.samplers._dispatch import pack
 from rft.samplers.vllm import VllmSampler
 from rft.types import Candidate, Request, RftError, Setup
 
@@ -34,7 +35,8 @@ def portable(setup: Setup, **engine: Any) -> Setup:
 
 def engine(host: Host, setup: Setup, chat: Chat, folders: Mapping[str, str] | None = None) -> None:
     """The service. setup: as `portable` gives it; folders: where this machine has the adapters that
-    the caller names. Ready with {room, stats}; each report is the engine's stats."""
+    the caller names. Ready with {room, stats}; gives packed candidates; each report is the engine's
+    stats."""
     folders = folders or {path: path for path in setup.adapters}
     here = tuple(folders[path] for path in setup.adapters)
     sampler = VllmSampler(replace(setup, renderer=Renderer(setup.model, chat), adapters=here))
@@ -58,7 +60,7 @@ def engine(host: Host, setup: Setup, chat: Chat, folders: Mapping[str, str] | No
             try:
                 for candidate in stream:
                     under_way -= 1
-                    host.give(candidate, sampler.stats())
+                    host.give(pack(candidate), sampler.stats())
             except Cut:
                 host.clear()
             except RftError as fault:  # of a request; the engine is well

@@ -22,7 +22,6 @@ answers, 4). All rules see the same pool: sample i of a prompt has one verdict, 
 """
 
 import argparse
-import heapq
 import json
 import math
 import random
@@ -32,233 +31,21 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rate_model import DEEP, MEASURED, MIXES, PATHS, TARGET, Mix, World, drive, make
 
 from rft.allocators import _beliefs, _stopping
 from rft.allocators.adaptive import adaptive
 from rft.allocators.budget import budget
 from rft.allocators.uniform import uniform
 from rft.tallies import Board
-from rft.types import Tally
 
-TARGET = 4
-DEEP = 1024
-"""Samples of each prompt that a pool holds."""
-DELAY = 60
-"""Ticks from a sample's end to its verdict: about half an answer."""
 BATCH = 2**14
 """DART's `save_gen_path_bs`."""
-
-
-@dataclass(frozen=True)
-class Mix:
-    """A pool of problems for one model."""
-
-    prompts: int
-    shape: tuple[float, float]
-    """Beta(a, b) of the rates."""
-    published: tuple[tuple[int, float], ...]
-    """pass@k that the shape is fitted to."""
-    source: str
-    ways: tuple[float, float, float] | None
-    """Ways to a right answer: the median and the log-spread over prompts of a Pitman-Yor process's
-    strength, and its discount. The data's own solution is its first draw and counts as no new way.
-    None: every right answer is a way of its own."""
-    tokens: tuple[int, int, int, float]
-    """Mean of right answers, of wrong ones, the limit, and the share of wrong ones that run into it."""
-    prices: tuple[float, ...]
-    """Such that about as much is covered as by a uniform n of 30 and of 100."""
-    slots: int = 256
-    """Sequences that the engine has room for."""
-
-
-# Single-attempt rates: GSM8K and MATH of LLaMA-2-7B, Li et al. 2024 (arXiv 2403.04706, abstract).
-# MATH of Llama-3-8B-Instruct: pass@1 from its model card, pass@100 and pass@10,000 from Brown et al.
-# 2024 (arXiv 2407.21787, section 4.2). LLaMA-7B after SFT on GSM8K: Yuan et al. 2023 (arXiv
-# 2308.01825, table 1), with the left tail of LLaMA-2-7B.
-GSM8K = ((1, 0.495), (256, 0.977))
-MATH_2 = ((1, 0.079), (256, 0.72))
-MATH_3 = ((1, 0.30), (100, 0.829), (10_000, 0.9844))
-SVAMP = ((1, 0.103), (4, 0.197))
-PATHS = ((1, 1.17), (3, 1.44), (6, 1.74), (12, 2.20), (25, 2.93), (50, 3.94), (100, 5.25))
-"""Distinct reasoning paths of a GSM8K question among k samples, its own solution included, LLaMA-7B
-(arXiv 2308.01825, table 3)."""
-
-
-MEASURED = (0.02, 1.0, 0.45)
-"""Fitted to `PATHS` with LLaMA-7B's rates: the low end, every second right answer repeats a way."""
-SOME = (8.0, 1.0, 0.0)
-"""Assumed, between the two ends: of five right answers about four differ."""
-
-MIXES = {
-    "gsm8k": Mix(
-        7473, (0.592, 0.604), GSM8K, "GSM8K, LLaMA-2-7B", SOME, (110, 150, 512, 0.05), (22, 66)
-    ),
-    "math": Mix(
-        7500,
-        (0.427, 0.997),
-        MATH_3,
-        "MATH, Llama-3-8B-Instruct",
-        SOME,
-        (230, 380, 1024, 0.08),
-        (26, 80),
-    ),
-    "math-hard": Mix(
-        7500, (0.287, 3.34), MATH_2, "MATH, LLaMA-2-7B", SOME, (200, 320, 1024, 0.08), (33, 100)
-    ),
-    "svamp": Mix(
-        700,
-        (0.098, 0.852),
-        SVAMP,
-        "SVAMP, SmolLM2-135M after 100 solutions",
-        SOME,
-        (30, 45, 128, 0.2),
-        (42, 140),
-        slots=64,
-    ),
-    "gsm8k-paths": Mix(
-        7473,
-        (0.592, 1.057),
-        ((1, 0.359),),
-        "GSM8K, LLaMA-7B after SFT; different by their equations",
-        MEASURED,
-        (110, 150, 512, 0.05),
-        (34, 100),
-    ),
-    "gsm8k-all": Mix(
-        7473,
-        (0.592, 0.604),
-        GSM8K,
-        "as gsm8k; every right answer counts as different",
-        None,
-        (110, 150, 512, 0.05),
-        (18, 52),
-    ),
-    "math-all": Mix(
-        7500,
-        (0.427, 0.997),
-        MATH_3,
-        "as math; every right answer counts as different",
-        None,
-        (230, 380, 1024, 0.08),
-        (18, 52),
-    ),
-}
-
-
-class World:
-    """What every sample of a pool would be, by prompt and index: (P, N)."""
-
-    def __init__(self, right: Any, new: Any, tokens: Any):
-        self.right, self.new, self.tokens = right, new, tokens
-        zero = np.zeros((len(right), 1), dtype=np.int64)
-        self.c = np.hstack([zero, right.cumsum(axis=1)]).astype(np.int16)
-        """Right among the first n: (P, N+1)."""
-        self.d = np.hstack([zero, new.cumsum(axis=1)]).astype(np.int16)
-        """Ways among them, the data's own solution's aside."""
-        self.t = np.hstack([zero, tokens.cumsum(axis=1)])
-        """Their tokens."""
-
-    def outcome(self, n_P: NDArray[Any]) -> tuple[float, int]:
-        """Coverage and tokens if prompt i gets n_P[i] samples."""
-        rows = np.arange(len(n_P))
-        return float(np.minimum(self.d[rows, n_P], TARGET).mean()), int(self.t[rows, n_P].sum())
-
-
-def make(mix: Mix, seed: int, prompts: int | None = None, deep: int = DEEP) -> World:
-    rng = np.random.default_rng([seed, 5])
-    count = prompts or mix.prompts
-    rates_P = rng.beta(*mix.shape, count)
-    right_PN = rng.random((count, deep), dtype=np.float32) < rates_P[:, None]
-    new_PN = right_PN.copy()
-    if mix.ways:
-        median, spread, discount = mix.ways
-        strength_P = median * np.exp(spread * rng.standard_normal(count))
-        c, d = np.ones(count), np.ones(count)
-        for i in range(deep):
-            chance = (strength_P + discount * d) / (strength_P + c)
-            new_PN[:, i] &= rng.random(count) < chance
-            c += right_PN[:, i]
-            d += new_PN[:, i]
-    mean_right, mean_wrong, limit, loops = mix.tokens
-    factor_P = np.exp(0.3 * rng.standard_normal(count))[:, None]
-    tokens_PN = np.exp(0.35 * rng.standard_normal((count, deep), dtype=np.float32) - 0.06)
-    tokens_PN *= np.where(right_PN, mean_right, mean_wrong) * factor_P
-    tokens_PN[~right_PN & (rng.random((count, deep), dtype=np.float32) < loops)] = limit
-    return World(right_PN, new_PN, np.clip(tokens_PN, 4, limit).astype(np.int16))
-
-
-@dataclass(frozen=True)
-class Run:
-    coverage: float
-    tokens: int
-    draws: int
-    ticks: float
-    occupancy: float
-
-
-def drive(
-    world: World, allocator: Callable[..., Iterator[Tally | None]], limit: int, slots: int
-) -> Run:
-    """Runs an allocator on an engine of so many slots with continuous batching."""
-    prompts = len(world.right)
-    board = Board(map(str, range(prompts)), limit)
-    right, new, tokens = world.right, world.new, world.tokens
-    for place in range(prompts):
-        board.know(str(place), -1)
-    choices = allocator(board)
-    running: list[tuple[float, int, int]] = []
-    verdicts: deque[tuple[float, int, int]] = deque()
-    busy: list[tuple[float, int]] = [(0.0, 0)]
-    now, ended, draws = 0.0, False, 0
-    while True:
-        while verdicts and verdicts[0][0] <= now:
-            _, place, index = verdicts.popleft()
-            # A way that is not new is the data's own, as good as any other that is known.
-            way = index if new[place, index] else -1
-            board.judge(
-                str(place), index, int(tokens[place, index]), way if right[place, index] else None
-            )
-        while not ended and len(running) < slots:
-            tally = next(choices, False)
-            if tally is False:
-                ended = True
-                break
-            if tally is None:
-                assert running or verdicts, "it waits for nothing"
-                break
-            index = board.take(tally)
-            place = int(tally.prompt_id)
-            draws += 1
-            heapq.heappush(running, (now + float(tokens[place, index]), place, index))
-        if busy[-1][1] != len(running):
-            busy.append((now, len(running)))
-        if running and not (verdicts and len(running) < slots and verdicts[0][0] < running[0][0]):
-            now, place, index = heapq.heappop(running)
-            board.tokens += int(tokens[place, index])
-            verdicts.append((now + DELAY, place, index))
-        elif verdicts:
-            now = max(now, verdicts[0][0])
-        else:
-            break
-    n_P = np.array([tally.drawn for tally in board])
-    coverage, spent = world.outcome(n_P)
-    assert spent == board.tokens and draws == n_P.sum()
-    finished = busy[-1][0] if busy[-1][1] == 0 else now
-    return Run(coverage, spent, draws, finished, _occupancy(busy, 0.98 * finished, slots))
-
-
-def _occupancy(busy: list[tuple[float, int]], until: float, slots: int) -> float:
-    used = 0.0
-    for (at, count), (then, _) in zip(busy, [*busy[1:], (math.inf, 0)]):
-        used += count * max(0.0, min(then, until) - at)
-    return used / (slots * until)
 
 
 def at_coverage(points: list[tuple[float, int]], coverage: float) -> float:
@@ -274,34 +61,7 @@ def uniform_points(world: World) -> list[tuple[float, int]]:
     return [(float(c), int(t)) for c, t in zip(covers, world.t.sum(axis=0))]
 
 
-CAPS = (
-    4,
-    5,
-    6,
-    7,
-    8,
-    10,
-    12,
-    14,
-    16,
-    20,
-    24,
-    28,
-    32,
-    40,
-    48,
-    64,
-    80,
-    96,
-    128,
-    160,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-)
+CAPS = sorted({round(4 * 2 ** (i / 4)) for i in range(33)})
 QUOTAS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 48)
 
 

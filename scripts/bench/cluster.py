@@ -24,6 +24,7 @@ import dataclasses
 import itertools
 import json
 import os
+import pickle
 import random
 import resource
 import statistics
@@ -38,7 +39,7 @@ from typing import Any
 from rft import cluster, hosts, rows
 from rft.config import Chat, Decoding, Engine, Model
 from rft.hosts import Host, Pool, Reply
-from rft.samplers._dispatch import Engines
+from rft.samplers._dispatch import Engines, pack, unpack
 from rft.types import Candidate, Finish, Request, Setup, digest
 
 ROOT = Path(__file__).parents[2]
@@ -154,12 +155,7 @@ def rate_model(host: Host, rate: float, shape: Shape) -> None:
                 break
             given += 1
             ids = many[given % len(many)]
-            host.give(
-                Candidate(
-                    *(r.id, r.prompt_id, r.index, text, r.prompt_token_ids, ids, Finish.STOP, -1.0)
-                ),
-                {"tokens": given * shape.tokens},
-            )
+            host.give(pack(made(r, text, ids)), {"tokens": given * shape.tokens})
         time.sleep(0.01)
 
 
@@ -177,6 +173,11 @@ def made_requests(shape: Shape, n: int = 32) -> Iterator[Request]:
             key = digest("pool", prompt_id, index)
             seed = int(digest(key, "seed")[:16], 16) >> 1
             yield Request(key, prompt_id, index, ids, decoding, seed)
+
+
+def made(r: Request, text: str, ids: tuple[int, ...]) -> Candidate:
+    known = r.id, r.prompt_id, r.index, text, r.prompt_token_ids, ids
+    return Candidate(*known, Finish.STOP, -1.0)
 
 
 def cpu() -> tuple[float, float]:
@@ -258,12 +259,7 @@ class Nobody:
             return "" if method == "where" else Reply(report={"room": self.shape.room, "stats": {}})
         held = self.held[handle]
         done, self.held[handle] = held[: self.some], held[self.some :]
-        return Reply(
-            [
-                Candidate(r.id, r.prompt_id, r.index, "", r.prompt_token_ids, (), Finish.STOP)
-                for r in done
-            ]
-        )
+        return Reply([(r.id, "", b"", "stop", None, None) for r in done])
 
     def stop(self, handle: int) -> None:
         pass
@@ -325,30 +321,41 @@ def fit(runs: list[dict[str, Any]], what: str) -> tuple[float, float]:
     return float(found[0]), float(found[1])
 
 
-def driver(args: argparse.Namespace) -> None:
-    import pickle
+def parts(shape: Shape) -> tuple[int, int]:
+    """Prints what each part of the driver's work on a row costs; returns the bytes that a candidate
+    and its request are on their way."""
+    count, some = 20_000, 40
+    begun = time.thread_time()
+    asked = list(itertools.islice(made_requests(shape), count))
+    making = time.thread_time() - begun
+    answers = [
+        made(r, f"{r.id} " + "word " * (shape.tokens * 4 // 5), tuple(range(i, i + shape.tokens)))
+        for i, r in enumerate(asked)
+    ]
+    sent = [pickle.dumps(asked[i : i + some]) for i in range(0, count, some)]
+    came = [pickle.dumps([pack(c) for c in answers[i : i + some]]) for i in range(0, count, some)]
+    begun = time.thread_time()
+    for i, message in enumerate(came):
+        for j, packed in enumerate(pickle.loads(message)):
+            unpack(packed, asked[i * some + j])
+    reading = time.thread_time() - begun
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.thread_time()
+        with rows.Writer(Path(folder), Candidate) as writer:
+            for answer in answers:
+                writer.add(answer)
+        writing = time.thread_time() - begun
+    each = {"making requests": making, "reading candidates": reading, "writing parts": writing}
+    size, size_out = (sum(map(len, messages)) // count for messages in (came, sent))
+    print(f"a candidate of {shape.tokens} tokens: {size} bytes; its request: {size_out} bytes")
+    print(", ".join(f"{name}: {1e6 * s / count:.1f} us a row" for name, s in each.items()))
+    return size, size_out
 
+
+def driver(args: argparse.Namespace) -> None:
     shape = Shape(args.prompt_tokens, args.tokens, room=3 * args.max_num_seqs)
     leave = cluster.connect(None)
-    row = next(
-        Candidate(
-            r.id,
-            r.prompt_id,
-            0,
-            "word " * (shape.tokens * 4 // 5),
-            r.prompt_token_ids,
-            tuple(range(40_000, 40_000 + shape.tokens)),
-            Finish.STOP,
-            -1.0,
-        )
-        for r in made_requests(shape)
-    )
-    size = len(pickle.dumps([row] * 2)) - len(pickle.dumps([row]))
-    many = [dataclasses.replace(row, id=f"{i}", text=row.text + str(i)) for i in range(65)]
-    size = (len(pickle.dumps(many)) - len(pickle.dumps(many[:1]))) // 64
-    asked = list(itertools.islice(made_requests(shape), 65))
-    size_out = (len(pickle.dumps(asked)) - len(pickle.dumps(asked[:1]))) // 64
-    print(f"a row: {shape.tokens} tokens, {size} bytes; its request: {size_out} bytes")
+    size, size_out = parts(shape)
     print("stand-ins in Ray actors, the driver's CPU seconds a second:")
     runs = []
     for engines, rate, poll_s in args.runs:
@@ -448,7 +455,7 @@ def main() -> None:
     two.add_argument("--prompt-tokens", type=int, default=150)
     two.add_argument("--max-num-seqs", type=int, default=256)
     two.add_argument("--seconds", type=float, default=12, help="of each run")
-    two.add_argument("--rows", type=int, default=300_000, help="of each run without Ray")
+    two.add_argument("--rows", type=int, default=100_000, help="of each run without Ray")
     two.add_argument("--poll", type=float, default=hosts.POLL_S)
     two.add_argument(
         "--runs",

@@ -38,10 +38,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder of the model")
     parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--limit", type=int, default=64, help="GSM8K questions to sample for")
-    parser.add_argument("--n", type=int, default=2, help="samples of each")
-    parser.add_argument("--temperature", type=float, default=0.3)
-    parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--limit", type=int, default=96, help="GSM8K questions to sample for")
+    parser.add_argument("--n", type=int, default=1, help="samples of each")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--rule", default="{}", help="JSON of sample.loops, default our defaults")
     parser.add_argument("--run", type=Path, nargs="*", default=[], help="folders of finished runs")
     parser.add_argument("--skip-engine", action="store_true")
@@ -83,40 +83,47 @@ def sampled(args: argparse.Namespace, rule: Loops, model: Model, renderer: Rende
     sampler.close()
     without, stopped = got["without"], got["with"]
     assert without.keys() == stopped.keys()
-    for id, c in stopped.items():
-        # Else the two sides are not the same samples, and their difference says nothing.
-        assert without[id].token_ids[: len(c.token_ids)] == c.token_ids, id
-
-    onsets = {id: onset(c.token_ids) for id, c in without.items() if c.finish is Finish.LENGTH}
-    looping = {id: at for id, at in onsets.items() if at is not None}
-    cost = sum(len(without[id].token_ids) - at for id, at in looping.items())
+    # A token whose rival is as likely can come out otherwise in other company.
+    other = [
+        id for id, c in stopped.items() if without[id].token_ids[: len(c.token_ids)] != c.token_ids
+    ]
+    for id in other:
+        del without[id], stopped[id]
     tokens = {side: sum(len(c.token_ids) for c in rows.values()) for side, rows in got.items()}
-    saved = tokens["without"] - tokens["with"]
-    count = len(without)
-    cut = [id for id, c in without.items() if c.finish is Finish.LENGTH]
     hit = {id for id, c in stopped.items() if c.finish is Finish.LOOP}
-    audited = {id for id in looping if is_audited(id, rule)}
     print(
-        f"\n{count} samples of {len(prompts)} GSM8K questions, temperature {args.temperature}, "
-        f"{args.max_tokens} tokens: {len(cut)} ran to the budget ({len(cut) / count:.0%}), "
-        f"{len(looping)} in a loop ({len(looping) / count:.0%})"
+        f"\n{len(without)} samples of {len(prompts)} GSM8K questions, temperature {args.temperature}; "
+        f"{len(other)} more differ between the sides and are left out"
     )
     for side in got:
         print(f"  {side}: {tokens[side]:,} tokens, {seconds[side]:.0f} s")
     print(
-        f"  stopped: {len(hit)}, of them {len(hit & looping.keys())} loops and "
-        f"{sum(without[id].finish is Finish.STOP for id in hit)} that would have ended by themselves; "
-        f"{len(audited)} loops ran on to be audited"
+        f"  stopped: {len(hit)}, of which {sum(without[id].finish is Finish.STOP for id in hit)} would "
+        f"have ended by themselves; {sum(is_audited(id, rule) for id in without)} samples were audited"
     )
-    if cost:
-        print(
-            f"  the loops cost {cost:,} tokens from where they began; saved {saved:,}: "
-            f"{saved / cost:.2f} of it, {saved / tokens['without']:.2f} of all tokens"
-        )
+    print("  budget  cut off  looping  tokens  the loops cost  saved  of the cost  of all tokens")
+    # Both sides are what a smaller budget would have given, cut there.
+    for budget in sorted({512, 768, args.max_tokens}):
+        if budget <= args.max_tokens:
+            print(f"  {budget:>6}  {by_budget(without, stopped, budget)}")
     pairs = [(prompts[c.prompt_id], c) for c in without.values()]
     specs = [{"use": "answer", "args": {}}]
     right = {row.id for _, row in score_all(pairs, specs) if row.verdict is Verdict.CORRECT}
     print(f"  correct without the rule: {len(right)}; of these stopped with it: {len(right & hit)}")
+
+
+def by_budget(without: dict[str, Candidate], stopped: dict[str, Candidate], budget: int) -> str:
+    """A line of the table."""
+    ids = [c.token_ids[:budget] for c in without.values()]
+    cut = [one for one in ids if len(one) == budget]
+    began = [at for at in map(onset, cut) if at is not None]
+    cost = sum(budget - at for at in began)
+    tokens = sum(map(len, ids))
+    saved = tokens - sum(min(len(c.token_ids), budget) for c in stopped.values())
+    return (
+        f"{len(cut):>7}  {len(began):>7}  {tokens:>6,}  {cost:>14,}  {saved:>5,}  "
+        f"{saved / max(cost, 1):>11.2f}  {saved / tokens:>13.2f}"
+    )
 
 
 def requests(

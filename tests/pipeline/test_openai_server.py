@@ -177,25 +177,25 @@ def test_a_server_killed_and_started_again_in_mid_run(
     pytest.importorskip("vllm")
     log, port = tmp_path / "log", _serve.free_port()
     base = Path(EMBEDDED)
-    servers = [_serve.start(base, "tiny", MAX_LEN, log, port, *LORA)]
+    servers = [_serve.start(base, "tiny", MAX_LEN, log, port, *LORA, cores=CORES[:1])]
     setup = set_up(adapters=adapters)
 
     def restart() -> None:
         _serve.stop(servers[0], signal.SIGKILL)
-        servers.append(_serve.start(base, "tiny", MAX_LEN, log, port, *LORA))
+        servers.append(_serve.start(base, "tiny", MAX_LEN, log, port, *LORA, cores=CORES[:1]))
 
     try:
         _serve.wait_for(servers[0], port, log)
         sampler = openai(
             setup, base_url=f"http://127.0.0.1:{port}/v1", max_concurrency=16, patience_s=200
         )
-        many = list(requests(setup, n=40, adapter=adapters[0], max_tokens=60))
+        many = list(requests(setup, n=20, adapter=adapters[0], max_tokens=60))
         undisturbed = by_id(sampler.sample(iter(many)))
         killer = threading.Thread(target=restart)
         got: list[Candidate] = []
         for row in sampler.sample(iter(many)):
             got.append(row)
-            if len(got) == 60:
+            if len(got) == 30:
                 killer.start()
         killer.join()
         assert len(servers) == 2 and by_id(got).keys() == undisturbed.keys()

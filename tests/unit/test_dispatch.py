@@ -20,7 +20,7 @@ from rft import hosts
 from rft.config import Decoding, Engine, Model
 from rft.hosts import Cut, Host, Lost, Pool, Reply
 from rft.samplers import _dispatch
-from rft.samplers._dispatch import MOST_LOSSES, SLACK, Engines
+from rft.samplers._dispatch import MOST_LOSSES, SLACK, Engines, pack, unpack
 from rft.types import Candidate, Finish, Request, RftError, Setup
 
 SETUP = Setup(
@@ -102,7 +102,7 @@ class Made:
         if doomed or self.chance.random() < self.death:
             self.deaths += 1
             raise Lost("lightning")
-        return Reply([candidate(asked) for asked in done], {"tokens": len(done)})
+        return Reply([pack(candidate(asked)) for asked in done], {"tokens": len(done)})
 
     def stop(self, handle: int) -> None:
         del self.engines[handle]
@@ -162,6 +162,27 @@ def test_every_candidate_once(
     assert not sampler._where and not sampler._homes and not sampler._losses
     assert len(sampler._idle) <= 8 * count + 65
     sampler.close()
+
+
+@given(
+    token_ids=st.lists(st.integers(0, (1 << 31) - 1)),
+    logprobs=st.none() | st.lists(st.floats(max_value=0, allow_nan=False)),
+    finish=st.sampled_from(Finish),
+    text=st.text(),
+)
+def test_candidates_arrive_as_they_were(
+    token_ids: list[int], logprobs: list[float] | None, finish: Finish, text: str
+) -> None:
+    asked = request(5)
+    made = dataclasses.replace(
+        candidate(asked),
+        text=text,
+        token_ids=tuple(token_ids),
+        finish=finish,
+        logprob=None if logprobs is None else sum(logprobs),
+        token_logprobs=None if logprobs is None else tuple(logprobs),
+    )
+    assert unpack(pack(made), asked) == made
 
 
 def test_samples_of_a_prompt_stay_together_and_engines_evenly_full() -> None:
