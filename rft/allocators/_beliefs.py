@@ -2,17 +2,17 @@
 way, and what it costs.
 
 *Right.* A prompt's draws are right with its own unknown probability p. How p varies over prompts is
-learnt from the pool (empirical Bayes, Robbins 1956). First a Beta, by maximum marginal likelihood: of
-single-attempt success rates it describes the left tail that decides how much further draws of a hard
-prompt find (Schaeffer et al. 2025, arXiv 2502.17578). Then a few steps of expectation-maximisation
-over a grid of p (Laird 1978) mend what no Beta can be, for instance a share of unsolvable prompts;
-stopped early, so that where the verdicts say nothing the Beta's shape stays.
+learnt from the pool (empirical Bayes, Robbins 1956). First a Beta, by maximum marginal likelihood: it
+has the power law in the left tail that success rates of language models show, and that decides what
+further draws of hard prompts find (Schaeffer et al. 2025, arXiv 2502.17578). Then a few steps of
+expectation-maximisation over a grid of p (Laird 1978) mend what no Beta can be, for instance a share
+of unsolvable prompts; stopped early, so that where the verdicts say nothing the Beta's shape stays.
 
 Prompts stop being drawn when their verdicts are good, or hopeless. That does no harm here: whatever
 rule chose n from the verdicts, the likelihood of p given c right of n is p^c (1-p)^(n-c) times
-something without p (the likelihood principle; DeGroot 1970, section 10.2). It would if `judged`
-counted samples in the order in which they finish, since right answers are shorter; it doesn't. What
-remains is that a long answer under way is missing, which is a passing fault at the start of a run.
+something without p (Berger and Wolpert 1988, The Likelihood Principle). It would if `judged` counted
+samples in the order in which they finish, since right answers are shorter; it doesn't. What remains
+is that a long answer under way is missing, which is a passing fault at the start of a run.
 
 *New.* A right draw is a new way with a probability that depends on c, the right ones before it, and
 d, the ways among them. Any model of species sampling gives such a table (Pitman 1996); it is learnt

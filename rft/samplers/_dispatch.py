@@ -64,6 +64,8 @@ class Engines:
         self._load: dict[int, int] = {}
         self._idle: list[tuple[float, int]] = []
         """A heap of (share of its room that is taken, engine), old entries among them."""
+        self._moved: set[int] = set()
+        """Engines whose load has changed since they were put on the heap."""
         self._held: dict[int, dict[str, tuple[Request, bool]]] = {}
         """What each engine owes, by request id, and whether it counts as load: a search for several
         beams answers several requests and counts once."""
@@ -137,13 +139,15 @@ class Engines:
             elif event.kind == "up":
                 self._rooms[i], self._load[i], self._held[i] = event.report["room"], 0, {}
                 self._stats[i] = event.report["stats"]
-                self._push(i)
+                self._moved.add(i)
             elif event.report:
                 self._stats[i] = event.report
         return [packed for event in events for packed in event.items]
 
     def _idlest(self) -> int | None:
         """The engine of which the least is taken; None where all are full."""
+        while self._moved:
+            self._push(self._moved.pop())
         while self._idle:
             taken, i = self._idle[0]
             if i in self._rooms and taken == self._load[i] / self._rooms[i]:
@@ -152,6 +156,8 @@ class Engines:
         return None
 
     def _push(self, i: int) -> None:
+        if i not in self._rooms:
+            return
         if len(self._idle) > 8 * len(self._rooms) + 64:
             self._idle = [(self._load[j] / room, j) for j, room in self._rooms.items() if j != i]
             heapq.heapify(self._idle)
@@ -173,7 +179,7 @@ class Engines:
             home, count = self._homes.get(request.prompt_id, (i, 0))
             self._homes[request.prompt_id] = i, count + 1 if home == i else 1
         self._load[i] += 1
-        self._push(i)
+        self._moved.add(i)
 
     def _release(self, i: int, id: str) -> Request:
         request, counts = self._held[i].pop(id)
@@ -184,9 +190,9 @@ class Engines:
                 self._homes[request.prompt_id] = i, count - 1
             else:
                 del self._homes[request.prompt_id]
-        if counts and i in self._rooms:
+        if counts:
             self._load[i] -= 1
-            self._push(i)
+            self._moved.add(i)
         return request
 
     def _accept(self, id: str) -> Request | None:
