@@ -195,7 +195,12 @@ class Actors:
     the setting that they follow from, for a message."""
 
     def __init__(
-        self, service: Callable[..., None], args: tuple[Any, ...], cpus: float, gpus: int, needs: str
+        self,
+        service: Callable[..., None],
+        args: tuple[Any, ...],
+        cpus: float,
+        gpus: int,
+        needs: str,
     ):
         import ray
 
@@ -203,9 +208,9 @@ class Actors:
         self._bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         # The same for all, so it travels once.
         self._args = ray.put((service, args))
-        self._class = ray.remote(
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0
-        )(RftWorker)
+        self._class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
+            RftWorker
+        )
         self._groups: dict[int, Any] = {}
 
     def start(self, slot: int) -> Any:

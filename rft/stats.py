@@ -92,11 +92,11 @@ def first_pass_at_k(
     every problem has, whatever its verdicts (`first` of the allocator). None: not estimable.
 
     A rule that stops at successes makes c / n too high where it stops early, and drawing on without
-    success makes it too low: neither c / n nor `pass_at_k(n, c, k)` is unbiased then. What the first
-    indices say is, since nothing chose them; and the order in which samples finish, short ones
-    first, plays no part. A k above `first` could be had from a rule that is the same for all prompts
-    throughout the run, by counting the ways to where it stopped (Girshick, Mosteller and Savage
-    1946); a rule that learns from the pool as it goes is no such rule.
+    success makes it too low: neither c / n nor `pass_at_k(n, c, k)` is unbiased then. What the
+    first indices say is, since nothing chose them; and the order in which samples finish, short
+    ones first, plays no part. A k above `first` could be had from a rule that is the same for all
+    prompts throughout the run, by counting the ways to where it stopped (Girshick, Mosteller and
+    Savage 1946); a rule that learns from the pool as it goes is no such rule.
     """
     first = min(first, min((len(row) for row in hits), default=0))
     correct_P = np.array([sum(row[:first]) for row in hits])

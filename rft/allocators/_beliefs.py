@@ -1,23 +1,25 @@
-"""What a pool's verdicts so far say of a prompt's next draw: whether it is right, whether it is a new
-way, and what it costs.
+"""What a pool's verdicts so far say of a prompt's next draw: whether it is right, whether it is a
+new way, and what it costs.
 
 *Right.* A prompt's draws are right with its own unknown probability p. How p varies over prompts is
-learnt from the pool (empirical Bayes, Robbins 1956). First a Beta, by maximum marginal likelihood: it
-has the power law in the left tail that success rates of language models show, and that decides what
-further draws of hard prompts find (Schaeffer et al. 2025, arXiv 2502.17578). Then a few steps of
-expectation-maximisation over a grid of p (Laird 1978) mend what no Beta can be, for instance a share
-of unsolvable prompts; stopped early, so that where the verdicts say nothing the Beta's shape stays.
+learnt from the pool (empirical Bayes, Robbins 1956). First a Beta, by maximum marginal likelihood:
+it has the power law in the left tail that success rates of language models show, and that decides
+what further draws of hard prompts find (Schaeffer et al. 2025, arXiv 2502.17578). Then a few steps
+of expectation-maximisation over a grid of p (Laird 1978) mend what no Beta can be, for instance a
+share of unsolvable prompts; stopped early, so that where the verdicts say nothing the Beta's shape
+stays.
 
 Prompts stop being drawn when their verdicts are good, or hopeless. That does no harm here: whatever
 rule chose n from the verdicts, the likelihood of p given c right of n is p^c (1-p)^(n-c) times
-something without p (Berger and Wolpert 1988, The Likelihood Principle). It would if `judged` counted
-samples in the order in which they finish, since right answers are shorter; it doesn't. What remains
-is that a long answer under way is missing, which is a passing fault at the start of a run.
+something without p (Berger and Wolpert 1988, The Likelihood Principle). It would if `judged`
+counted samples in the order in which they finish, since right answers are shorter; it doesn't. What
+remains is that a long answer under way is missing, which is a passing fault at the start of a run.
 
 *New.* A right draw is a new way with a probability that depends on c, the right ones before it, and
 d, the ways among them. Any model of species sampling gives such a table (Pitman 1996); it is learnt
 as a logistic regression on log(1+c) and log(1+d), and where a cell has been seen often, its own
-frequency counts more than the regression. A cell's frequency is unbiased whatever the stopping rule.
+frequency counts more than the regression. A cell's frequency is unbiased whatever the stopping
+rule.
 
 *Tokens.* Right and wrong draws have a mean each, by least squares over what verdicts came with, and
 a prompt has a factor upon these: its own tokens against the expected, shrunk to 1.
@@ -58,8 +60,8 @@ class Beliefs:
     new: Floats
     """(C, target): probability that a right draw is a new way, by c and d."""
     right: Floats
-    """(N, C): probability that the next draw is right after c right ones of n, by n and c. Where c is
-    above n it is that of c = n."""
+    """(N, C): probability that the next draw is right after c right ones of n, by n and c. Where c
+    is above n it is that of c = n."""
     right_cost: float = 1.0
     """Tokens of a right draw, as a multiple of an average prompt's average draw."""
     wrong_cost: float = 1.0
@@ -105,7 +107,7 @@ def _beta(shape: float, mean: float) -> Floats:
 
 
 def _candidates() -> tuple[Floats, Floats]:
-    """Betas to choose from, (B, G), and how likely each is before anything is known, (B,) in logs."""
+    """Betas to choose from, (B, G), and in logs how likely each is beforehand: (B,)."""
     weights, log_prior = [], []
     for shape in _SHAPES:
         for mean in _MEANS:

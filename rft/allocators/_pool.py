@@ -72,8 +72,8 @@ class Pool:
         self._length[place] = bisect(_BORDERS, (tokens + self._prior) / expected)
 
     def _count(self, c: int, d: int, right: int, new: int) -> None:
-        """Right draws that were judged together: their order is not known, so the new ways among them
-        are spread evenly."""
+        """Right draws that were judged together: their order is not known, so the new ways among
+        them are spread evenly."""
         target, share = self.target, new / right
         for i in range(right):
             at = d + int(i * share)
@@ -113,7 +113,8 @@ class Pool:
         return True
 
     def expected(self, steps: int) -> tuple[Floats, Floats]:
-        """What all prompts will still take, from what is judged on, at prices around the present one.
+        """What all prompts will still take, from what is judged on, at prices around the present
+        one.
 
         steps: how many prices there are on either side, each twice as high as the last but one.
         Returns the prices and the tokens, each (2 steps + 1,).
@@ -157,7 +158,8 @@ class Pool:
         self._beliefs = believe(self.horizon, n, c, times, seen, new, np.array(self._moments))
         unit = self._beliefs.unit
         self._right, self._wrong = self._beliefs.right_cost * unit, self._beliefs.wrong_cost * unit
-        # Tokens of so many average draws, beside a prompt's own. Before any is known: as good as all.
+        # Tokens of so many average draws, beside a prompt's own. Before any is known: as good as
+        # all.
         self._prior = _SHRINK * unit if self.judged else 1e12
         n, c, tokens = (np.frombuffer(x, dtype=np.int64) for x in (self._n, self._c, self._tokens))
         expected = c * self._right + (n - c) * self._wrong + self._prior

@@ -7,10 +7,11 @@ far (in the order of indices, up to the first sample without one):
     1   certainly wanted
     2.. less and less so, down to the class from which on it is better to wait
 
-Within a class earlier prompts come first. So siblings are drawn together, which shares their prefix;
-hard prompts, which take longest, are begun early and carried on with ahead of new ones; and only
-when nothing certain is left, at the tail of a run, is something less certain sent to keep an engine
-busy. Nothing is waited for while nothing is under way: if no draw is wanted then, the run is over.
+Within a class earlier prompts come first. So siblings are drawn together, which shares their
+prefix; hard prompts, which take longest, are begun early and carried on with ahead of new ones; and
+only when nothing certain is left, at the tail of a run, is something less certain sent to keep an
+engine busy. Nothing is waited for while nothing is under way: if no draw is wanted then, the run is
+over.
 """
 
 from array import array
@@ -46,8 +47,8 @@ class Rule(Protocol):
         ...
 
     def affords(self, under_way: int) -> bool:
-        """Asked before each draw: whether any may be made now. If not, and nothing is under way, the
-        run is over."""
+        """Asked before each draw: whether any may be made now. If not, and nothing is under way,
+        the run is over."""
         ...
 
 
@@ -98,8 +99,8 @@ def draw(
                 return
             yield None
             continue
-        # The last new prompts are begun before others are carried on with, so that which are hard is
-        # known while there is still enough to do beside them.
+        # The last new prompts are begun before others are carried on with, so that which are hard
+        # is known while there is still enough to do beside them.
         new_before = 1 if breadth or total - fresh <= _RESERVE * under_way else 2
         chosen = -1
         for kind, heap in enumerate(heaps):

@@ -9,13 +9,13 @@ ways, a prompt is worth (Bellman's equation; DeGroot 1970, chapters 12 and 13)
                         + (1-q) V(n+1, c, d))
 
 with q the probability that the next draw is right given c of n, and h that a right one is a new way
-given c and d; V is 0 at the target and at the limit. Draw again where V > 0. Prompts share nothing but
-the price, so with beliefs that are true this has the highest expected number of answers among all
-rules that cost as many tokens (the price is the Lagrange multiplier of the tokens).
+given c and d; V is 0 at the target and at the limit. Draw again where V > 0. Prompts share nothing
+but the price, so with beliefs that are true this has the highest expected number of answers among
+all rules that cost as many tokens (the price is the Lagrange multiplier of the tokens).
 
 What is decided on is what has been judged, while further draws are under way. The same recursion
-gives the probability that a prompt will still want its k-th further draw, so draws can be sent ahead
-of the verdicts as long as they will almost certainly be wanted.
+gives the probability that a prompt will still want its k-th further draw, so draws can be sent
+ahead of the verdicts as long as they will almost certainly be wanted.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ class Plan:
     """For every state, how many further draws can be under way."""
 
     depth: bytes
-    """At ((n (most+1) + c) target + d) len(SURE) + i: so many draws after the n-th are wanted with a
-    probability of at least SURE[i] each. 0: stop."""
+    """At ((n (most+1) + c) target + d) len(SURE) + i: so many draws after the n-th are wanted with
+    a probability of at least SURE[i] each. 0: stop."""
     horizon: int
     most: int
     """Right draws without the target after which it stops."""

@@ -1,8 +1,9 @@
-"""Draws each prompt until it has enough different right answers, or more are not worth their tokens.
+"""Draws each prompt until it has enough different right answers, or more are not worth their
+tokens.
 
 A uniform n spends most of its tokens on prompts that have long been solved and on those that never
-will be. Here a prompt stops at its target, and is given up when what its verdicts say of it (and the
-pool's say of prompts like it) no longer promises another answer for the price: see
+will be. Here a prompt stops at its target, and is given up when what its verdicts say of it (and
+the pool's say of prompts like it) no longer promises another answer for the price: see
 rft/allocators/_stopping.py for the rule, `_beliefs.py` for what it believes, `_queue.py` for the
 order of draws.
 """
@@ -19,9 +20,9 @@ def adaptive(
 ) -> Iterator[Tally | None]:
     """target: distinct right answers (`sample.distinct`) after which a prompt is done.
 
-    price: the most that one more of them may cost, in average draws of an average prompt: the dearest
-    to find cost about so many, all others less. In simulated pools (scripts/bench/adaptive.py) a
-    price of r covered as much as a uniform n of 0.7 r to 1.8 r.
+    price: the most that one more of them may cost, in average draws of an average prompt: the
+    dearest to find cost about so many, all others less. In simulated pools
+    (scripts/bench/adaptive.py) a price of r covered as much as a uniform n of 0.7 r to 1.8 r.
 
     first: draws that every prompt gets whatever their verdicts. The first `first` indices of all
     prompts are then a sample like a uniform one, and pass@k can be told from them for k <= first

@@ -1,8 +1,9 @@
 """Spends a number of tokens where they are expected to find the most different right answers.
 
-The rule of `adaptive` with a price that is not given but found: the one at which what all prompts are
-still expected to take is what is left of the budget. It is the Lagrange multiplier of the budget, and
-it is solved for again as the run goes on, so that luck and misjudgement are spread over what is left.
+The rule of `adaptive` with a price that is not given but found: the one at which what all prompts
+are still expected to take is what is left of the budget. It is the Lagrange multiplier of the
+budget, and it is solved for again as the run goes on, so that luck and misjudgement are spread over
+what is left.
 """
 
 import math
@@ -28,15 +29,16 @@ def budget(
     """tokens: completion tokens of the whole run, those of an earlier, interrupted part included.
     No sample is begun that is expected to lead beyond them; those under way are finished.
 
-    target, first: as for `adaptive`. Every prompt gets its first draws before any gets more, so that
-    the price is found from all of them; a budget too small for these is spent on the first prompts.
-    It ends before the budget is spent if every prompt has reached its target or `sample.n`.
+    target, first: as for `adaptive`. Every prompt gets its first draws before any gets more, so
+    that the price is found from all of them; a budget too small for these is spent on the first
+    prompts. It ends before the budget is spent if every prompt has reached its target or
+    `sample.n`.
     """
     check(target, first)
     if isinstance(tokens, bool) or not isinstance(tokens, (int, float)) or not tokens >= 1:
         raise RftError(
-            f"sample.allocate.args.tokens: {tokens!r} is not a number of tokens; give what the whole "
-            "run may take, for instance 50000000"
+            f"sample.allocate.args.tokens: {tokens!r} is not a number of tokens; give what the "
+            "whole run may take, for instance 50000000"
         )
     return draw(tallies, _Budget(tallies, int(tokens), target, first), CLASSES, breadth=True)
 

@@ -1,14 +1,14 @@
 """A quota of right answers for each prompt, larger the harder it is: the rules of DART.
 
 DART (Tong et al. 2024, arXiv 2407.13690, section 3.2) draws each prompt until it has so many right
-answers: the same number for all (*Uniform*), or one in proportion to its fail rate, with the hardest
-at `target` and none below 1 (*Prop2Diff*). A prompt that can't be solved is drawn up to `sample.n`,
-DART's `max_n_trials`: unlike `adaptive`, a quota never gives up.
+answers: the same number for all (*Uniform*), or one in proportion to its fail rate, with the
+hardest at `target` and none below 1 (*Prop2Diff*). A prompt that can't be solved is drawn up to
+`sample.n`, DART's `max_n_trials`: unlike `adaptive`, a quota never gives up.
 
 Departures: DART takes fail rates from samples drawn before; here a prompt's own samples tell, from
-the `pilot`-th on. It divides by the pool's largest fail rate, which is 1 as soon as one prompt fails
-throughout; here 1 is taken for it. Its code tests only between batches of 16,384 samples, and asks
-for one right answer more than it says; here each verdict counts as it comes.
+the `pilot`-th on. It divides by the pool's largest fail rate, which is 1 as soon as one prompt
+fails throughout; here 1 is taken for it. Its code tests only between batches of 16,384 samples, and
+asks for one right answer more than it says; here each verdict counts as it comes.
 """
 
 from collections.abc import Iterator
@@ -36,8 +36,8 @@ def prop2diff(
     check(target, 1)
     if isinstance(pilot, bool) or not isinstance(pilot, int) or pilot < 0:
         raise RftError(
-            f"sample.allocate.args.pilot: {pilot!r} is not a whole number of draws; 8 is usual, and "
-            "0 gives every prompt the same quota"
+            f"sample.allocate.args.pilot: {pilot!r} is not a whole number of draws; 8 is usual, "
+            "and 0 gives every prompt the same quota"
         )
     if count not in ("correct", "distinct"):
         raise RftError(

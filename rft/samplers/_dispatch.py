@@ -11,8 +11,7 @@ after its sender was given up for lost does no harm.
 import heapq
 from array import array
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from rft.hosts import MAX_DEATHS, Event, Pool
 from rft.samplers._beam import same_search
@@ -58,7 +57,7 @@ FINISH = {finish.value: finish for finish in Finish}
 class Engines:
     """A sampler over the engines of a pool. disconnect: called last when it is closed."""
 
-    def __init__(self, pool: Pool, setup: Setup, disconnect: Any = None):
+    def __init__(self, pool: Pool, setup: Setup, disconnect: Callable[[], None] | None = None):
         self._pool, self._setup, self._disconnect = pool, setup, disconnect
         self._rooms: dict[int, int] = {}
         self._load: dict[int, int] = {}

@@ -2,20 +2,22 @@
 
     python scripts/bench/adaptive.py                       # all mixes, 3 seeds
     python scripts/bench/adaptive.py --mix math --seeds 1
+    python scripts/bench/adaptive.py --run runs/quickstart/rft/seed0 --price 8 24
     python scripts/bench/adaptive.py --requests 100000 1000000 10000000
 
 Every rule is held against what uniform sampling and DART's quota (hkust-nlp/dart-math; Tong et al.
 2024, arXiv 2407.13690) take for the *same coverage*: the mean over prompts of min(different right
 answers, 4). All rules see the same pool: sample i of a prompt has one verdict, way and length.
+With --run the pool is that of a run whose `sample` drew uniformly, as deep as it went.
 
 * The mixes' shapes are fitted to published figures, which the first lines print beside the model's.
 * The engine has so many slots, each of which makes a token a tick; a verdict comes `DELAY` ticks
   after its sample's end. Occupancy is the share of slot-ticks that were used until 98% of the time.
 * Uniform: n for some prompts and n + 1 for the others, so that the coverage is met exactly.
-* DART: the cheapest of all settings on a grid of quotas and caps (`max_n_trials`), for both its rules,
-  again met exactly by interpolation between neighbouring caps. *published*: as its code does it, with
-  rounds over the unfinished prompts until 16,384 samples are together, and verdicts only then.
-  *ideal*: with a verdict after each sample, which no batched engine could do.
+* DART: the cheapest of all settings on a grid of quotas and caps (`max_n_trials`), for both its
+  rules, again met exactly by interpolation between neighbouring caps. *published*: as its code does
+  it, with rounds over the unfinished prompts until 16,384 samples are together, and verdicts only
+  then. *ideal*: with a verdict after each sample, which no batched engine could do.
 * bound: the same stopping rule with the true spread of the rates in place of a learnt one, and a
   verdict after each sample. No rule that knows as little of a single prompt does better on average,
   as far as new ways depend on counts alone.
@@ -31,12 +33,14 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rate_model import DEEP, MEASURED, MIXES, PATHS, TARGET, Mix, World, drive, make
+from rate_model import MEASURED, MIXES, PATHS, TARGET, Mix, World, drive, make, recorded
 
 from rft.allocators import _beliefs, _stopping
 from rft.allocators.adaptive import adaptive
@@ -76,9 +80,9 @@ def dart(world: World, coverage: float, published: bool) -> tuple[float, str]:
                 begin = 8
                 wanted_P = np.maximum(1, np.rint(quota * (1 - world.c[:, 8] / 8))).astype(int)
             enough_PN = world.c >= wanted_P[:, None]
-            enough_P = np.where(enough_PN[:, -1], enough_PN.argmax(axis=1), DEEP)
+            enough_P = np.where(enough_PN[:, -1], enough_PN.argmax(axis=1), world.deep)
             points: list[tuple[float, int]] = []
-            for cap in (cap for cap in CAPS if cap >= begin):
+            for cap in (cap for cap in CAPS if begin <= cap <= world.deep):
                 if published:
                     n_P = _in_batches(world.c, wanted_P, begin, cap)
                 else:
@@ -170,16 +174,15 @@ def true_new(mix: Mix, horizon: int) -> NDArray[Any]:
     return table
 
 
-def compare(name: str, seed: int) -> list[dict[str, Any]]:
+def compare(
+    world: World, prices: Sequence[float], slots: int, mix: Mix | None = None
+) -> list[dict[str, Any]]:
     """One row for each price."""
-    mix = MIXES[name]
-    world = make(mix, seed)
     flat = uniform_points(world)
-    even = drive(world, uniform, 32, mix.slots)
+    even = drive(world, uniform, 16, slots)
     rows = []
-    for price in mix.prices:
-        run = drive(world, partial(adaptive, target=TARGET, price=price), DEEP, mix.slots)
-        given = drive(world, partial(budget, tokens=run.tokens, target=TARGET), DEEP, mix.slots)
+    for price in prices:
+        run = drive(world, partial(adaptive, target=TARGET, price=price), world.deep, slots)
         published, setting = dart(world, run.coverage, True)
         ideal, _ = dart(world, run.coverage, False)
         covers = [cover for cover, _ in flat]
@@ -191,16 +194,20 @@ def compare(name: str, seed: int) -> list[dict[str, Any]]:
                 "uniform": run.tokens / at_coverage(flat, run.coverage),
                 "dart": run.tokens / published,
                 "ideal": run.tokens / ideal,
-                "bound": bound(mix, world, run.coverage) / at_coverage(flat, run.coverage),
-                "budget": given.tokens / at_coverage(flat, given.coverage),
-                "overspent": given.tokens / run.tokens - 1,
                 "occupancy": run.occupancy,
-                "budget occupancy": given.occupancy,
                 "speed": run.tokens / run.ticks / (even.tokens / even.ticks),
                 "setting": setting,
             }
         )
-        print(f"  {name} seed {seed} price {price:g}: {json.dumps(rows[-1])}", file=sys.stderr)
+        if mix:
+            rows[-1]["bound"] = bound(mix, world, run.coverage) / at_coverage(flat, run.coverage)
+        if price == prices[-1]:
+            rule = partial(budget, tokens=run.tokens, target=TARGET)
+            given = drive(world, rule, world.deep, slots)
+            rows[-1]["budget"] = given.tokens / at_coverage(flat, given.coverage)
+            rows[-1]["its occupancy"] = given.occupancy
+            rows[-1]["overspent"] = given.tokens / run.tokens - 1
+        print(f"  price {price:g}: {json.dumps(rows[-1])}", file=sys.stderr)
     return rows
 
 
@@ -225,22 +232,24 @@ def _all_wrong(a: float, b: float, k: int) -> float:
     )
 
 
-COLUMNS = (
-    "uniform",
-    "dart",
-    "ideal",
-    "bound",
-    "budget",
-    "overspent",
-    "occupancy",
-    "budget occupancy",
-    "speed",
-)
+COLUMNS = {
+    "uniform": "tokens of adaptive / of uniform",
+    "dart": "/ of DART as published",
+    "ideal": "/ of DART with a verdict after each sample",
+    "bound": "the bound / of uniform",
+    "occupancy": "adaptive",
+    "speed": "tokens a tick of adaptive / of uniform, whole run",
+    "budget": "tokens of budget / of uniform, at the higher price's tokens",
+    "its occupancy": "budget's",
+    "overspent": "of the budget",
+}
 
 
 def show(name: str, price: float, rows: list[dict[str, Any]]) -> None:
     def cell(key: str) -> str:
-        values = [row[key] for row in rows]
+        values = [row[key] for row in rows if key in row]
+        if not values:
+            return " " * 14
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         return f"{statistics.mean(values):7.3f} ±{spread:.3f}"
 
@@ -335,6 +344,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mix", nargs="+", choices=MIXES, default=list(MIXES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--run", type=Path, help="a recorded pool in place of the mixes")
+    parser.add_argument("--price", type=float, nargs="+", default=[8.0, 24.0], help="with --run")
     parser.add_argument("--requests", type=int, nargs="+", help="scaling instead of comparing")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -344,11 +355,21 @@ def main() -> None:
     if args.requests:
         scaling(args.requests)
         return
-    show_mixes(args.mix)
-    print("mix         price  cover      n  draws  " + " ".join(f"{key:>14}" for key in COLUMNS))
+    if not args.run:
+        show_mixes(args.mix)
+    for key, meaning in COLUMNS.items():
+        print(f"{key}: {meaning}")
+    print(f"\n{'mix':<12}price  cover      n  draws  " + " ".join(f"{k:>14}" for k in COLUMNS))
+    if args.run:
+        for price, row in zip(args.price, compare(recorded(args.run), args.price, slots=64)):
+            show("recorded", price, [row])
+        return
     for name in args.mix:
-        runs = [compare(name, seed) for seed in range(args.seeds)]
-        for price, rows in zip(MIXES[name].prices, zip(*runs)):
+        mix = MIXES[name]
+        runs = []
+        for seed in range(args.seeds):
+            runs.append(compare(make(mix, seed), mix.prices, mix.slots, mix))
+        for price, rows in zip(mix.prices, zip(*runs)):
             show(name, price, list(rows))
 
 

@@ -8,13 +8,15 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rft.tallies import Board
-from rft.types import Tally
+from rft import rows
+from rft.tallies import KEYS, Board
+from rft.types import Candidate, Prompt, ScoreRow, Tally, Verdict
 
 TARGET = 4
 DEEP = 1024
@@ -38,7 +40,7 @@ class Mix:
     strength, and its discount. The data's own solution is its first draw and counts as no new way.
     None: every right answer is a way of its own."""
     tokens: tuple[int, int, int, float]
-    """Mean of right answers, of wrong ones, the limit, and the share of wrong ones that run into it."""
+    """Mean of right answers, of wrong ones, the limit, the share of wrong ones that run into it."""
     prices: tuple[float, ...]
     """Such that about as much is covered as by a uniform n of 30 and of 100."""
     slots: int = 256
@@ -46,9 +48,9 @@ class Mix:
 
 
 # Single-attempt rates: GSM8K and MATH of LLaMA-2-7B, Li et al. 2024 (arXiv 2403.04706, abstract).
-# MATH of Llama-3-8B-Instruct: pass@1 from its model card, pass@100 and pass@10,000 from Brown et al.
-# 2024 (arXiv 2407.21787). LLaMA-7B after SFT on GSM8K: Yuan et al. 2023 (arXiv 2308.01825), with the
-# left tail of LLaMA-2-7B. SmolLM2-135M on SVAMP was measured for this project.
+# MATH of Llama-3-8B-Instruct: pass@1 from its model card, pass@100 and pass@10,000 from Brown et
+# al. 2024 (arXiv 2407.21787). LLaMA-7B after SFT on GSM8K: Yuan et al. 2023 (arXiv 2308.01825),
+# with the left tail of LLaMA-2-7B. SmolLM2-135M on SVAMP was measured for this project.
 GSM8K = ((1, 0.495), (256, 0.977))
 MATH_2 = ((1, 0.079), (256, 0.72))
 MATH_3 = ((1, 0.30), (100, 0.829), (10_000, 0.9844))
@@ -132,6 +134,11 @@ class World:
         self.t = np.hstack([zero, tokens.cumsum(axis=1)])
         """Their tokens."""
 
+    @property
+    def deep(self) -> int:
+        """Samples that there are of each prompt."""
+        return self.right.shape[1]
+
     def outcome(self, n_P: NDArray[Any]) -> tuple[float, int]:
         """Coverage and tokens if prompt i gets n_P[i] samples."""
         rows = np.arange(len(n_P))
@@ -159,6 +166,30 @@ def make(mix: Mix, seed: int, prompts: int | None = None, deep: int = DEEP) -> W
     tokens_PN *= np.where(right_PN, mean_right, mean_wrong) * factor_P
     tokens_PN[~right_PN & (rng.random((count, deep), dtype=np.float32) < loops)] = limit
     return World(right_PN, new_PN, np.clip(tokens_PN, 4, limit).astype(np.int16))
+
+
+def recorded(folder: Path, distinct: str = "equations") -> World:
+    """The pool of a run that drew uniformly: a seed's folder of an arm, with 1_prompts, 2_sample and
+    3_score."""
+    prompts = {prompt.id: prompt for prompt in rows.read(folder / "1_prompts" / "train", Prompt)}
+    verdicts = {row.id: row.verdict for row in rows.read(folder / "3_score", ScoreRow)}
+    drawn: dict[str, list[Candidate]] = {}
+    for row in rows.read(folder / "2_sample", Candidate):
+        drawn.setdefault(row.prompt_id, []).append(row)
+    deep = min(map(len, drawn.values()))
+    right = np.zeros((len(drawn), deep), dtype=bool)
+    new, tokens = np.zeros_like(right), np.zeros(right.shape, dtype=np.int16)
+    for place, (prompt_id, candidates) in enumerate(drawn.items()):
+        solution = prompts[prompt_id].solution
+        seen = set() if solution is None else {KEYS[distinct](solution)}
+        for row in sorted(candidates, key=lambda row: row.index)[:deep]:
+            tokens[place, row.index] = len(row.token_ids)
+            if verdicts[row.id] is Verdict.CORRECT:
+                way = KEYS[distinct](row.text)
+                right[place, row.index] = True
+                new[place, row.index] = way not in seen
+                seen.add(way)
+    return World(right, new, tokens)
 
 
 @dataclass(frozen=True)

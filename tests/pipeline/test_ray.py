@@ -39,6 +39,7 @@ pytest.importorskip("ray", reason="needs Ray: pip install 'rft[ray]'")
 pytest.importorskip("vllm", reason="needs vLLM")
 
 NODES = 3
+NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
 
 
 def until(true: Callable[[], Any], seconds: float, what: str) -> None:
@@ -48,12 +49,22 @@ def until(true: Callable[[], Any], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def actors(of: psutil.Process | None = None) -> list[psutil.Process]:
-    """Processes of rft's Ray actors on this machine."""
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes of this machine that descend from one with this mark in its environment."""
     found = []
-    for process in of.children(recursive=True) if of else psutil.process_iter():
+    for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if any("ray::RftWorker" in word for word in process.cmdline()[:1]):
+            if process.environ().get("RFT_TEST_MARK") == mark:
+                found.append(process)
+    return found
+
+
+def actors() -> list[psutil.Process]:
+    """Processes of rft's Ray actors in the cluster of these tests."""
+    found = []
+    for process in marked(os.environ["RFT_TEST_MARK"]):
+        with contextlib.suppress(psutil.Error):
+            if "ray::RftWorker" in process.cmdline()[0]:
                 found.append(process)
     return found
 
@@ -94,14 +105,6 @@ class Driver:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
         return self.out.read_text().splitlines()
 
-    def left(self) -> list[str]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("RFT_TEST_MARK") == self.mark:
-                    found.append(" ".join(process.cmdline())[:100])
-        return found
-
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -125,13 +128,15 @@ def nodes(local: Driver) -> Iterator[Any]:
 
     until(lambda: len(local.lines()) >= 20, 240, "a Ray started here draws samples")
     local.kill()
-    made = Cluster()
-    for _ in range(NODES):
-        made.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 << 20, include_dashboard=False)
-    leave = cluster.connect(made.address)
-    yield made
-    leave()
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RFT_TEST_MARK", uuid.uuid4().hex)
+        made = Cluster()
+        for _ in range(NODES):
+            made.add_node(**NODE)
+        leave = cluster.connect(made.address)
+        yield made
+        leave()
+        made.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +213,7 @@ def test_nodes_and_actors_are_killed_in_mid_run(
 def test_an_engine_returns_when_there_is_a_node_again(
     engines: Any, nodes: Any, setup: Setup
 ) -> None:
-    nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 << 20)
+    nodes.add_node(**NODE)
     begun = time.monotonic()
     more = requests(setup, [f"{i} + 3 =" for i in range(10**6)])
 
@@ -280,23 +285,29 @@ def test_a_scorer_that_cannot_be_made_is_one_message(nodes: Any) -> None:
 
 SCORING = """
 import sys
-from rft import cluster
+from rft import cluster, process
 from tests.unit import _work
 
+process.stop_once()
 chunks = ([("sleep", 0.05)] for _ in range(10**6))
-for got in cluster.run(_work.make, (), chunks, workers=1, timeout_s=9, address=sys.argv[1]):
-    print(len(got), flush=True)
+try:
+    for got in cluster.run(_work.make, (), chunks, workers=1, timeout_s=9, address=ADDRESS):
+        print(len(got), flush=True)
+except KeyboardInterrupt:
+    sys.exit(process.INTERRUPTED)
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_actors_end_with_a_driver_that_is_killed(nodes: Any, tmp_path: Path, how: int) -> None:
-    driver = Driver(SCORING.replace("sys.argv[1]", repr(nodes.address)), tmp_path)
+@pytest.mark.parametrize("how, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
+def test_actors_end_with_a_driver_that_is_killed(
+    nodes: Any, tmp_path: Path, how: int, code: int
+) -> None:
+    driver = Driver(SCORING.replace("ADDRESS", repr(nodes.address)), tmp_path)
     until(lambda: len(driver.lines()) >= 5, 60, "scores come")
     spawned = [child for actor in actors() for child in actor.children(recursive=True)]
     assert actors() and spawned
     driver.process.send_signal(how)
-    driver.process.wait(30)
+    assert driver.process.wait(30) == code
     until(lambda: not actors(), 30, "the actors are gone")
     until(
         lambda: not any(p.is_running() and p.status() != "zombie" for p in spawned), 10, "workers"
@@ -305,4 +316,4 @@ def test_actors_end_with_a_driver_that_is_killed(nodes: Any, tmp_path: Path, how
 
 def test_a_killed_driver_leaves_no_process_of_a_ray_started_here(local: Driver) -> None:
     assert local.process.poll() is not None
-    until(lambda: not local.left(), 90, f"gone: {local.left()}")
+    until(lambda: not marked(local.mark), 90, "all of its processes are gone")

@@ -52,7 +52,8 @@ class Pool:
 def run(
     pool: Pool, make: Make, limit: int, slots: int = 8, delay: int = 5, stop_after: float = math.inf
 ) -> tuple[Board, list[tuple[int, int]]]:
-    """Draws with continuous batching; the board at the end, and (prompt, index) in order of drawing.
+    """Draws with continuous batching; the board at the end, and (prompt, index) in order of
+    drawing.
 
     stop_after: samples after which the run is cut off, as if killed.
     """
@@ -143,7 +144,7 @@ def test_every_rule_ends_and_resumes(
     stop_after: int,
     seed: int,
 ) -> None:
-    """It waits only while something is under way, keeps to limits, and goes on where it was cut off."""
+    """It waits only while something is under way, keeps to limits, goes on where it was cut off."""
     pool = Pool(rates, seed, ways=4)
     _, before = run(pool, RULES[name], limit, slots, delay, stop_after)
     again = Board((str(i) for i in range(len(rates))), limit)
@@ -223,7 +224,7 @@ def test_certain_draws_come_in_the_order_of_the_data() -> None:
 
 
 def test_little_is_drawn_ahead_of_the_verdicts_for_nothing() -> None:
-    """With verdicts that come late, few more draws than with verdicts at once, and a busy engine."""
+    """With verdicts that come late, few more draws than with verdicts at once."""
     pool = Pool(beta(0.5, 0.8, 400))
     late, _ = run(pool, adaptive, 200, slots=48, delay=60)
     at_once, _ = run(pool, adaptive, 200, slots=1, delay=0)

@@ -87,13 +87,19 @@ def test_arm_cannot_set_what_belongs_to_the_experiment(tmp_path: Path) -> None:
         ({"sample": {"policy": 5}}, ["sample.policy", "string", "5"]),
         ({"sample": {"policy": ["base"]}}, ["sample.policy", "base"]),
         ({"sample": {"only": "unsolved"}}, ["sample.only", "several pools"]),
-        ({"sample": {"pools": {"a": {"temprature": 1}}}}, ["sample.pools.a.temprature", "did you mean"]),
+        (
+            {"sample": {"pools": {"a": {"temprature": 1}}}},
+            ["sample.pools.a.temprature", "did you mean"],
+        ),
         ({"sample": {"pools": {"a": {"n": 0}}}}, ["sample.pools.a.n", "0"]),
         ({"sample": {"pools": {"a": {"chat": {"promt": "x"}}}}}, ["sample.pools.a.chat.promt"]),
         ({"sample": {"pools": {"a/b": {}}}}, ["sample.pools.a/b", "letters"]),
         ({"sample": {"pools": {"reference": {}}}}, ["sample.pools.reference"]),
         ({"sample": {"pools": {"a": {"use": "reference"}}}}, ["sample.pools.a.use"]),
-        ({"sample": {"pools": {"a": {"only": "unsolved"}}}}, ["sample.pools.a.only", "put it after"]),
+        (
+            {"sample": {"pools": {"a": {"only": "unsolved"}}}},
+            ["sample.pools.a.only", "put it after"],
+        ),
         ({"sample": {"pools": {"a": {"pools": {"b": {}}}}}}, ["sample.pools.a.pools"]),
         (
             {"sample": {"pools": {"a": {"policy": "arm:sft", "model": {"base": "x"}}}}},

@@ -308,7 +308,9 @@ def test_allocator_makes_the_samples_depend_on_the_scorers(bench: Bench) -> None
         links(bench.plan(sample=most), "rft")["2_sample"].key
         != links(before, "rft")["2_sample"].key
     )
-    with pytest.raises(ConfigError, match=r"allocate\.use: .* needs verdicts .* score\.0: consensus"):
+    with pytest.raises(
+        ConfigError, match=r"allocate\.use: .* needs verdicts .* score\.0: consensus"
+    ):
         bench.plan("score=[{use: consensus}]", sample=adaptive)
     with pytest.raises(ConfigError, match=r"sample\.allocate\.args\.mots"):
         bench.plan(sample={**adaptive, "allocate": {**adaptive["allocate"], "args": {"mots": 2}}})

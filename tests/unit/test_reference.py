@@ -48,7 +48,7 @@ def test_rows_and_prose_of_a_component() -> None:
     assert text is not None
     assert part("vllm").strip() == " ".join(text.split("\n\n")[0].split())
     assert part("replay").startswith("\nNot a model: samples that are there already")
-    assert "| `repeats` | `drop` \\| `keep` | `\"drop\"` | `drop` leaves out " in part("replay")
+    assert '| `repeats` | `drop` \\| `keep` | `"drop"` | `drop` leaves out ' in part("replay")
 
 
 def test_paths_are_explained() -> None:

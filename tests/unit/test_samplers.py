@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import rft
@@ -403,6 +404,11 @@ def test_data_parallel_replicas(adapters: tuple[str, str]) -> None:
     assert first.keys() == {r.id for r in asked}
     assert tokens(sampler.sample(reversed(asked))) == first
     assert sampler.stats()["requests"] == 2 * len(asked)
+    # A copy is killed in mid-run: the other one draws what it owed.
+    stream = sampler.sample(iter(asked))
+    got = [next(stream)]
+    psutil.Process().children()[0].kill()
+    assert tokens([*got, *stream]) == first
     # More requests than the copies' queues hold, of which a copy counts six as one.
     beams = list(requests(setup, n=6, temperature=0, beam_width=6))
     assert len(by_id(sampler.sample(iter(beams)))) == len(beams)

@@ -1,5 +1,5 @@
-"""What allocators believe, against pools whose truth is known; and when they stop, against Bellman's
-equation as it is written and against simulation."""
+"""What allocators believe, against pools whose truth is known; and when they stop, against
+Bellman's equation as it is written and against simulation."""
 
 import math
 import random
@@ -16,7 +16,7 @@ from rft.allocators._beliefs import Beliefs
 
 
 def beliefs_of(a: float, b: float, horizon: int, target: int, repeat: float) -> Beliefs:
-    """Rates of a Beta(a, b); a right draw repeats a way with the chance `repeat` once there is one."""
+    """Rates of a Beta(a, b); once there is a way, a right draw repeats one with chance `repeat`."""
     n, c = np.arange(horizon + 1)[:, None], np.arange(horizon + 1)[None, :]
     right = (np.minimum(c, n) + a) / (n + a + b)
     new = np.full((horizon + 1, target), 1 - repeat)
