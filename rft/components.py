@@ -23,6 +23,9 @@ from rft.config import Component, ConfigError
 from rft.faults import did_you_mean
 from rft.types import digest
 
+SHARED = ("rft.equations",)
+"""Modules outside the components' folders whose code decides what some of these do."""
+
 
 def builtin_names(kind: str) -> list[str]:
     """Names of the files in rft/<kind>/ that hold a component of their own name."""
@@ -190,7 +193,7 @@ def source_digest(kind: str, use: str) -> str:
 
 
 def _helpers(tree: ast.AST, kind: str) -> list[Path]:
-    """Files named `_...py` of the kind's folder that a file imports."""
+    """Files named `_...py` of the kind's folder that a file imports, and those of SHARED."""
     folder = Path(rft.__file__).parent / kind
     names = [
         name
@@ -204,4 +207,4 @@ def _helpers(tree: ast.AST, kind: str) -> list[Path]:
     ]
     return [
         folder / f"{n}.py" for n in names if n.startswith("_") and (folder / f"{n}.py").is_file()
-    ]
+    ] + [folder.parent / f"{n.removeprefix('rft.')}.py" for n in names if n in SHARED]

@@ -121,8 +121,8 @@ def drawn_by(
         drawn |= {"source": component["source"], "prompts": component["prompts"]}
     if asked.use != "ray":
         how = TRANSPORT.get(asked.use, ())
-        if args := without_folders({k: v for k, v in asked.args.items() if k not in how}):
-            drawn["args"] = args
+        if args := {k: v for k, v in asked.args.items() if k not in how}:
+            drawn["args"] = without_folders(args)
         if files := component.get("files"):
             drawn["files"] = files
     return drawn

@@ -66,7 +66,20 @@ def replay(
     sample. Candidates of a run are told apart by their ids, and kept.
     """
     given = Fields(prompt_id, question, text, finish, logprob, token_ids)
-    return Replay(setup, [path] if isinstance(path, str) else path, given, repeats == "keep")
+    return Replay(setup, _listed(path), given, repeats == "keep")
+
+
+def _listed(path: str | list[str]) -> list[str]:
+    return [path] if isinstance(path, str) else path
+
+
+def _check_args(args: dict[str, Any]) -> None:
+    """Raises RftError for a path that can't be a source, before anything is run."""
+    if "path" in args:
+        _source.sources(_listed(args["path"]))
+
+
+replay.check_args = _check_args  # type: ignore[attr-defined]
 
 
 class Replay:

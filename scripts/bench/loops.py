@@ -101,18 +101,23 @@ def sampled(args: argparse.Namespace, rule: Loops, model: Model, renderer: Rende
         f"  stopped: {len(hit)}, of which {sum(without[id].finish is Finish.STOP for id in hit)} would "
         f"have ended by themselves; {sum(is_audited(id, rule) for id in without)} samples were audited"
     )
-    print("  budget  cut off  looping  tokens  the loops cost  saved  of the cost  of all tokens")
+    print(
+        "  budget  cut off  looping  tokens  the loops cost  saved  of the cost  of all tokens  "
+        "of the cost, had none been audited"
+    )
     # Both sides are what a smaller budget would have given, cut there.
     for budget in sorted({512, 768, args.max_tokens}):
         if budget <= args.max_tokens:
-            print(f"  {budget:>6}  {by_budget(without, stopped, budget)}")
+            print(f"  {budget:>6}  {by_budget(without, stopped, rule, budget)}")
     pairs = [(prompts[c.prompt_id], c) for c in without.values()]
     specs = [{"use": "answer", "args": {}}]
     right = {row.id for _, row in score_all(pairs, specs) if row.verdict is Verdict.CORRECT}
     print(f"  correct without the rule: {len(right)}; of these stopped with it: {len(right & hit)}")
 
 
-def by_budget(without: dict[str, Candidate], stopped: dict[str, Candidate], budget: int) -> str:
+def by_budget(
+    without: dict[str, Candidate], stopped: dict[str, Candidate], rule: Loops, budget: int
+) -> str:
     """A line of the table."""
     ids = [c.token_ids[:budget] for c in without.values()]
     cut = [one for one in ids if len(one) == budget]
@@ -120,9 +125,12 @@ def by_budget(without: dict[str, Candidate], stopped: dict[str, Candidate], budg
     cost = sum(budget - at for at in began)
     tokens = sum(map(len, ids))
     saved = tokens - sum(min(len(c.token_ids), budget) for c in stopped.values())
+    ends = [(stopped_at(one, rule) or len(one), len(one)) for one in ids]
+    alone = sum(whole - end for end, whole in ends)
     return (
         f"{len(cut):>7}  {len(began):>7}  {tokens:>6,}  {cost:>14,}  {saved:>5,}  "
-        f"{saved / max(cost, 1):>11.2f}  {saved / tokens:>13.2f}"
+        f"{saved / max(cost, 1):>11.2f}  {saved / tokens:>13.2f}  "
+        f"{alone / max(cost, 1):.2f}"
     )
 
 

@@ -52,7 +52,7 @@ def start(
 
 
 def wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 500
     while True:
         assert server.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
         try:

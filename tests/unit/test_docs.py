@@ -69,7 +69,8 @@ def test_every_recipe_is_tried() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_yaml_on_the_pages_can_be_read(page: Path) -> None:
     for block in page.read_text().split("```yaml\n")[1:]:
-        assert isinstance(yaml.safe_load(block.split("```")[0]), dict)
+        for document in yaml.safe_load_all(block.split("```")[0]):
+            assert isinstance(document, dict)
 
 
 @pytest.mark.parametrize("title", TRIED)

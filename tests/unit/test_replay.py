@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rft
-from rft import rows, rundir
+from rft import components, rows, rundir
 from rft.chat import Renderer
-from rft.config import Chat, Decoding, Engine, Model
+from rft.config import Chat, Component, Decoding, Engine, Model
 from rft.samplers import _source
 from rft.samplers.replay import Replay, replay
 from rft.types import Candidate, Finish, Prompt, Request, RftError, Setup, digest
@@ -454,6 +454,14 @@ def test_sources_that_cannot_be_read(
     with pytest.raises(RftError, match=message) as fault:
         made(tmp_path / name)
     assert str(tmp_path / name) in str(fault.value) and "replay" in str(fault.value)
+
+
+def test_a_path_that_is_none_is_found_before_anything_is_run(tmp_path: Path) -> None:
+    for path in (str(tmp_path / "none.jsonl"), [str(tmp_path / "none.jsonl")]):
+        with pytest.raises(RftError, match=r"args.path: .*none.jsonl: no such file"):
+            components.bind("samplers", Component(use="replay", args={"path": path}))
+    path = str(written(tmp_path / "a.jsonl", {"question": ONE, "text": "7"}))
+    components.bind("samplers", Component(use="replay", args={"path": [path]}))
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,16 +103,18 @@ def test_torn_part_is_set_aside_and_its_rows_are_owed_again(tmp_path: Path, keep
     assert rows.write_part(tmp_path, [choice(1)], ChoiceRow) == tmp_path / "part-00004.parquet"
 
 
-def test_parts_that_are_known_are_not_looked_at_again(tmp_path: Path) -> None:
-    """Beside a long sample stage there are thousands of them, looked for twice a second."""
-    for i in range(2):
+def test_many_small_parts_become_one_and_few_or_large_ones_stay(tmp_path: Path) -> None:
+    large = rows.write_part(tmp_path, [choice(i) for i in range(100, 120)], ChoiceRow)
+    for i in range(7):
         rows.write_part(tmp_path, [choice(i)], ChoiceRow)
-    known = set(rows.parts(tmp_path))
-    for path in known:
-        path.write_bytes(b"")
-    new = rows.write_part(tmp_path, [choice(2)], ChoiceRow)
-    assert rows.parts(tmp_path, known) == [new]
-    assert all(path.exists() for path in known)
+    before = rows.parts(tmp_path)
+    rows.merge_small(tmp_path, 20)
+    assert rows.parts(tmp_path) == before
+    rows.write_part(tmp_path, [choice(7)], ChoiceRow)
+    every = sorted(rows.ids(tmp_path))
+    rows.merge_small(tmp_path, 20)
+    assert len(rows.parts(tmp_path)) == 2 and large in rows.parts(tmp_path)
+    assert sorted(row.id for row in rows.read(tmp_path, ChoiceRow)) == every
 
 
 def test_flipped_bit_is_never_read_as_a_row(tmp_path: Path) -> None:

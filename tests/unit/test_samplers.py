@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import rft
@@ -407,7 +406,7 @@ def test_data_parallel_replicas(adapters: tuple[str, str]) -> None:
     # A copy is killed in mid-run: the other one draws what it owed.
     stream = sampler.sample(iter(asked))
     got = [next(stream)]
-    psutil.Process().children()[0].kill()
+    multiprocessing.active_children()[0].kill()
     assert tokens([*got, *stream]) == first
     # More requests than the copies' queues hold, of which a copy counts six as one.
     beams = list(requests(setup, n=6, temperature=0, beam_width=6))
