@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -468,35 +467,6 @@ def test_what_is_settled_still_counts_for_a_later_scorer_of_whole_prompts(
 
 
 # Beside the sample stage --------------------------------------------------------------------------
-
-
-def test_scores_parts_as_they_are_written(tmp_path: Path) -> None:
-    """Verdicts are there before the sample stage has ended, and none is missing when it has."""
-    one = job(tmp_path) | {"follow": True}
-    failed: list[BaseException] = []
-
-    def follow() -> None:
-        try:
-            score.run([one])
-        except BaseException as fault:
-            failed.append(fault)
-
-    thread = threading.Thread(target=follow)
-    thread.start()
-    try:
-        until = time.monotonic() + 30
-        late = Candidate("late", "p1", 9, "#### 1", (1,), (2,), Finish.STOP)
-        while not rows.parts(tmp_path / "score"):
-            assert time.monotonic() < until and not failed
-            time.sleep(0.1)
-        assert thread.is_alive() and StageDir(tmp_path / "score").manifest() is None
-        rows.write_part(tmp_path / "sample", [late], Candidate)
-    finally:
-        StageDir(tmp_path / "sample").commit(0.0, rows=7)  # or the thread would never end
-        thread.join(30)
-    assert not failed and not thread.is_alive()
-    got = {row.id: str(row.verdict) for row in rows.read(tmp_path / "score", ScoreRow)}
-    assert len(got) == 7 and got["late"] == "correct"
 
 
 def test_stages_with_the_same_scorers_share_their_workers(tmp_path: Path) -> None:
