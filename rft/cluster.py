@@ -141,6 +141,8 @@ def _no_cluster(address: str | None, fault: Exception) -> str:
     text = " ".join(str(fault).split()) or type(fault).__name__
     if "ersion mismatch" in text:
         fix = "install the same versions of Ray and Python here and on the cluster"
+    elif "timed out during startup" in text:
+        fix = "Ray gives its processes 30 s to start, and this machine was too busy: try again"
     elif address is None:
         fix = "Ray could not be started here; TMPDIR must be writable and have some 100 MB free"
     elif address.startswith("ray://"):

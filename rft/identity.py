@@ -15,7 +15,18 @@ from rft.config import Arm, Chat, Component, ConfigError, Decoding, Eval, Exampl
 from rft.rundir import file_digest, flatten, folder_digest, model_digest
 from rft.types import Prompt, digest
 
-TRANSPORT: dict[str, tuple[str, ...]] = {"openai": ("base_url", "api_key_env", "max_concurrency")}
+TRANSPORT: dict[str, tuple[str, ...]] = {
+    "openai": (
+        "base_url",
+        "api_key_env",
+        "adapters",
+        "max_concurrency",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "timeout_s",
+        "patience_s",
+    )
+}
 """Of built-in samplers the arguments that say how samples are had, not which."""
 
 

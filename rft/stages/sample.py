@@ -53,6 +53,7 @@ class _Engine:
                 self._jobs[0].renderer,
                 {p.id: p for job in self._jobs for p in job.prompts.values()},
                 tuple(dict.fromkeys(j.spec["adapter"] for j in self._jobs if j.spec["adapter"])),
+                section="eval" if spec["split"] == "eval" else "sample",
             )
             component = Component(use=spec["use"], args=spec["args"])
             self._made = components.make("samplers", component, "sample")(setup)

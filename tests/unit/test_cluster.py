@@ -78,6 +78,7 @@ def test_there_is_one_setting_for_the_number_of_copies() -> None:
 
 FAULTS = [
     (None, RuntimeError("no space"), "TMPDIR"),
+    (None, Exception("The current node timed out during startup."), "too busy"),
     ("auto", ConnectionError("Could not find any running Ray instance"), "ray start --head"),
     ("10.0.0.1:6379", ConnectionError("timed out"), "ray://host:10001"),
     ("ray://10.0.0.1:10001", ConnectionError("ray client connection timeout"), "port"),
