@@ -285,6 +285,7 @@ class Plan:
             sample=str(sample.dir.path),
             scorers=[s.model_dump() for s in given],
             combine=rule.model_dump(mode="json"),
+            loops=sample.job["decoding"]["loops"],
         )
 
     def _pools(self, name: str, seed: int, number: int) -> dict[str, tuple[Node, Node]]:

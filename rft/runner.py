@@ -247,6 +247,13 @@ def _say_done(node: Node, manifest: dict[str, Any]) -> None:
                 f"  warning: {cut / manifest['rows']:.0%} of the candidates were cut off at "
                 "max_tokens; they never count as correct. Raise max_tokens."
             )
+        looped = manifest["finish"].get("loop", 0)
+        if looped > 0.2 * manifest["rows"]:
+            process.say(
+                f"  warning: {looped / manifest['rows']:.0%} of the candidates repeated themselves and "
+                "were stopped. Raise the temperature, set repetition_penalty, or sample from a better "
+                "policy."
+            )
     elif node.kind == "score" and not node.late:
         process.say(
             f"  {node.label}: " + ", ".join(f"{n:,} {v}" for v, n in manifest["verdicts"].items())

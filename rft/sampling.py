@@ -151,6 +151,9 @@ class Job:
         room = self.spec["model"]["max_len"] - len(row.prompt_token_ids)
         if row.finish is Finish.LENGTH:
             return len(row.token_ids) == min(room, self.decoding.max_tokens)
+        if row.finish is Finish.LOOP:
+            # At the last token the budget would have ended it.
+            return len(row.token_ids) < room
         return len(row.token_ids) <= room
 
     def _recall(self) -> None:

@@ -107,7 +107,9 @@ def _draw(engine: _Engine, jobs: list[Job]) -> None:
         for scores in job.scores:
             # Not all are scored here if the run was interrupted: the score stage does the others.
             if rows.count(scores.folder) == job.board.drawn:
-                scoring.commit(scores.folder, job.folder, scores.spec["label"], share)
+                scoring.commit(
+                    scores.folder, job.folder, scores.spec["label"], share, job.decoding.loops
+                )
 
 
 def _pull(sampler: Sampler, feed: Feed, jobs: list[Job]) -> None:

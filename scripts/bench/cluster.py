@@ -390,7 +390,9 @@ def table(
     books: dict[int, dict[str, float]],
 ) -> None:
     def at(n: int, known: dict[int, float]) -> float:
-        return known[min(known, key=lambda m: (m < n, abs(m - n)))]
+        import numpy as np
+
+        return float(np.interp(n, list(known), list(known.values())))
 
     few = min(run_engines for run_engines, _, _ in args.runs)
     rows_us = {n: book["us a row"] for n, book in books.items()}
@@ -400,10 +402,11 @@ def table(
         rate = n * args.rate / args.tokens
         # As rft.hosts.Pool polls.
         messages = n / max(args.poll, n / hosts.MESSAGES_PER_S)
-        # The runs were with few engines. More are more bookkeeping, and more calls to wait for, at
+        # The runs were with few engines. More are more bookkeeping, and more calls to look through, at
         # worst for each message by itself.
+        looks = min(messages, cluster.LOOKS_PER_S) if n > cluster.MANY else messages
         grown = rate * max(0.0, at(n, rows_us) - at(few, rows_us)) / 1e6
-        grown += messages * max(0.0, at(n, waits) - at(few, waits))
+        grown += looks * max(0.0, at(n, waits) - at(few, waits))
         each = [rate * row + messages * message + grown for row, message in costs.values()]
         return rate, messages, *each
 
@@ -461,7 +464,7 @@ def main() -> None:
     two.add_argument(
         "--runs",
         type=runs,
-        default=runs("2:50:0.2,2:200:0.2,4:200:0.2,4:400:0.2,4:20:0.02,8:10:0.02,8:50:0.05"),
+        default=runs("2:50:0.2,4:200:0.2,4:400:0.2,2:1500:0.2,4:20:0.02,8:10:0.02,8:50:0.05"),
         help="engines:rows per second of each:seconds between two polls, ...",
     )
     args = parser.parse_args()
