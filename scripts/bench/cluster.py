@@ -99,7 +99,7 @@ def measure(variant: str, args: argparse.Namespace) -> dict[str, float]:
         kv_cache_gb=args.kv_cache_gb,
         data_parallel=copies if variant == "processes" else 1,
     )
-    renderer = Renderer(model, Chat(template="auto", prompt="Question: {question}\nAnswer:"))
+    renderer = Renderer(model, Chat())
     setup = Setup(model=model, engine=engine, renderer=renderer, prompts={})
     lines = args.prompts.read_text().splitlines()[: args.limit]
     prompts = [renderer.prompt_ids(json.loads(line)["question"]) for line in lines]
