@@ -217,7 +217,8 @@ class Sample(Decoding):
 
     use: str = "vllm"
     """`vllm`, `transformers`, `openai` (a server), `ray` (many machines), `replay` (samples that exist
-    already), `reference` (the data set's own solutions), or your own sampler."""
+    already), `reference` (the data set's own solutions), `speculative` (through another sampler; the worst
+    beginnings of a prompt's are not finished), or your own sampler."""
     args: dict[str, Any] = {}
     """Arguments of the sampler, checked against its signature."""
     allocate: Component = Component(use="uniform")
@@ -329,6 +330,17 @@ class Compare(Section):
     """Bootstrap resamples and random sign flips."""
 
 
+class Ray(Section):
+    """Scorers on the CPUs of a Ray cluster (docs/cluster.md). Samplers have `use: ray`."""
+
+    scorer_actors: Annotated[int, Field(ge=0)] = 0
+    """Actors for scorers that judge one candidate at a time; 0 has them on this machine, without Ray."""
+    cpus_per_actor: Positive = 1
+    """CPUs that each of them reserves, and its worker processes."""
+    address: str | None = None
+    """The cluster: `auto`, `host:6379` or `ray://host:10001`; null starts Ray on this machine."""
+
+
 class Arm(Section):
     """An experiment's body with one arm's keys put in: all that its stages need."""
 
@@ -403,6 +415,7 @@ class Experiment(Arm):
     }
     """Name of each arm, and the keys it replaces; null takes an arm out that `extends` brought."""
     compare: Compare = Compare()
+    ray: Ray = Ray()
 
     _path: Path | None = PrivateAttr(None)
 

@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rft import components, process, rows
-from rft.allocators._beliefs import _RATES_G as RATES_G
-from rft.allocators._beliefs import fit_new, fit_rates
+from rft.allocators._beliefs import RATES_G, fit_new, fit_rates
 from rft.config import Component
 from rft.nodes import Node
 from rft.plan import Plan
@@ -156,7 +155,7 @@ class _World:
         picked = [pilot.draws[i] for i in chosen]
         counts = [(len(one), sum(right for right, _, _ in one)) for one in picked]
         states, times = np.unique(np.array(counts), axis=0, return_counts=True)
-        self.weights_G = fit_rates(states[:, 0], states[:, 1], times)
+        self.weights_G = fit_rates(states[:, 0], states[:, 1], times, rng)
         self._learn_ways(picked)
         mean = {
             kind: float(

@@ -84,6 +84,9 @@ class Identity:
         files = {k: file_digest(Path(v)) for k, v in named.items() if _is_file(v)}
         # A folder is a model: of a reward, of embeddings. Or the user's own lists.
         files |= {k: folder_digest(Path(v)) for k, v in named.items() if _is_folder(v)}
+        # A component of the user's own among the arguments.
+        own = {k: v.rpartition(":")[0] for k, v in named.items() if ".py:" in v}
+        files |= {k: file_digest(Path(v)) for k, v in own.items() if _is_file(v)}
         if files or ":" in use:
             inputs["files"] = files
         if "kind" in component.args.values():

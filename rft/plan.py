@@ -286,6 +286,7 @@ class Plan:
             scorers=[s.model_dump() for s in given],
             combine=rule.model_dump(mode="json"),
             loops=sample.job["decoding"]["loops"],
+            ray=self.experiment.ray.model_dump(),
         )
 
     def _pools(self, name: str, seed: int, number: int) -> dict[str, tuple[Node, Node]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rft
-from rft import components, forecast, process, rows, rundir
+from rft import components, forecast, loops, process, rows, rundir
 from rft.config import Experiment
 from rft.loader import dump
 from rft.nodes import Node, in_order
@@ -258,6 +258,15 @@ def _say_done(node: Node, manifest: dict[str, Any]) -> None:
         process.say(
             f"  {node.label}: " + ", ".join(f"{n:,} {v}" for v, n in manifest["verdicts"].items())
         )
+        if gone := manifest.get("rejected"):
+            process.say(
+                f"  {gone['rejected']:,} beginnings were rejected; {gone['spared_correct']:,} of the "
+                f"{gone['spared']:,} spared ones came out correct, so about {gone['lost'][0]:,.0f} "
+                f"({gone['lost'][1]:,.0f} to {gone['lost'][2]:,.0f}) correct samples were lost, "
+                f"beside {gone['correct']:,} found"
+            )
+        if told := manifest.get("loops") and loops.sentence(manifest["loops"]):
+            process.say(f"  {told}")
 
 
 def _write_prompts(node: Node) -> None:

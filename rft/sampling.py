@@ -12,6 +12,7 @@ their score stages, and allocators see the verdicts. Candidates reach the disk b
 
 import dataclasses
 import functools
+import inspect
 import resource
 import time
 from collections import Counter, deque
@@ -23,7 +24,7 @@ import pyarrow.compute as pc
 
 from rft import components, rows
 from rft.chat import Renderer
-from rft.config import Chat, Combine, Component, Decoding, Model
+from rft.config import Chat, Combine, Component, Decoding, Model, Ray
 from rft.rundir import StageDir
 from rft.tallies import KEYS, Board
 from rft.types import (
@@ -239,7 +240,15 @@ class Job:
             "correct": sum(t.correct for t in tallies),
             "distinct": sum(t.distinct for t in tallies),
             "never_all": sum(t.drawn < t.limit for t in tallies),
+            "first": self._first_draws(),
         }
+
+    def _first_draws(self) -> int:
+        """Draws that every prompt got whatever their verdicts: the allocator's argument `first`."""
+        made, args = components.bind("allocators", Component(**self.spec["allocate"]))
+        default = inspect.signature(made).parameters.get("first")
+        first = args.get("first", default.default if default else 0)
+        return int(min(first, self.decoding.n))
 
 
 class _Scores:
@@ -302,7 +311,9 @@ class Feed(Iterator[Request | None]):
             spec = scores.spec
             key = digest(spec["scorers"], spec["combine"])
             if key not in self._beside:
-                self._beside[key] = Beside(spec["scorers"], Combine(**spec["combine"]))
+                self._beside[key] = Beside(
+                    spec["scorers"], Combine(**spec["combine"]), Ray(**spec["ray"])
+                )
             scores.beside, scores.number = self._beside[key], number
         for job in jobs:
             job.open()

@@ -4,7 +4,7 @@ that batch or wait, and one verdict out of several (rft/combine.py).
 Candidates go to worker processes as columns, straight from the parts on disk. A scorer that hangs,
 crashes or raises makes that candidate unknown and nothing else. Truncated candidates are settled
 before any scorer sees them, and so are those that were stopped in a loop: whatever their text holds,
-they are `unknown: truncated` and `unknown: loop`.
+they are `unknown`, as `truncated`, `loop` or `rejected`.
 """
 
 import json
@@ -21,11 +21,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rft import components, rows, workers
+from rft import cluster, components, rows, workers
 from rft.combine import combine, settled
-from rft.config import Combine, Component, Loops
+from rft.config import Combine, Component, Loops, Ray
 from rft.loops import AUDIT_COLUMNS, audit, is_audited
 from rft.rundir import StageDir
+from rft.stats import wilson
 from rft.types import (
     CUT_OFF,
     Candidate,
@@ -43,6 +44,9 @@ TIMEOUT_S = 10.0
 
 CHUNK_S = 0.25
 """Seconds of work to give a worker at a time."""
+
+HERE = Ray()
+"""Worker processes of this machine."""
 
 COLUMNS = ["id", "prompt_id", "index", "text", "finish", "logprob"]
 """What scorers see of a candidate."""
@@ -231,6 +235,7 @@ def mixed(
     made: dict[int, StreamScorer],
     counts: Counter[str],
     keep: Callable[[pa.RecordBatch], None],
+    ray: Ray = HERE,
 ) -> None:
     """Scores the chunks' candidates; `keep` is given batches of score rows as they are done.
 
@@ -249,7 +254,7 @@ def mixed(
     for is_pool, places in groupby(range(len(specs)), key=lambda i: i not in made):
         each = list(places)
         if is_pool:
-            flow = _pooled([specs[i] for i in each], rule, flow)
+            flow = _pooled([specs[i] for i in each], rule, flow, ray)
             continue
         for i in each:
             if made[i].whole_prompts:
@@ -261,7 +266,17 @@ def mixed(
         finish(done)
 
 
-def _pool(args: tuple[Any, ...], chunks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+def _pool(args: tuple[Any, ...], chunks: Iterable[Any], ray: Ray) -> Iterator[tuple[Any, Any]]:
+    if ray.scorer_actors:
+        return cluster.run(
+            load_scorers,
+            args,
+            chunks,
+            workers=ray.cpus_per_actor,
+            timeout_s=TIMEOUT_S,
+            address=ray.address,
+            actors=ray.scorer_actors,
+        )
     count = min(len(os.sched_getaffinity(0)), 16)
     return workers.run(load_scorers, args, chunks, workers=count, timeout_s=TIMEOUT_S)
 
@@ -271,10 +286,10 @@ def _failed(failure: workers.Failure, of: int) -> Scores:
 
 
 def by_workers(
-    chunks: Iterator[Chunk | None], specs: Specs, rule: Combine
+    chunks: Iterator[Chunk | None], specs: Specs, rule: Combine, ray: Ray = HERE
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Batches of score rows, each with its stage, by scorers that all run in worker processes."""
-    for chunk, got in _pool((specs, rule, True), chunks):
+    for chunk, got in _pool((specs, rule, True), chunks, ray):
         if isinstance(got, workers.Failure):
             got = _final(chunk, rule, [_failed(got, len(specs))])
         yield chunk.stage, got
@@ -284,8 +299,10 @@ def _as_rows(chunk: Chunk) -> list[_Row]:
     return [_Row(prompt, candidate) for prompt, candidate, _ in _members(chunk)]
 
 
-def _pooled(specs: Specs, rule: Combine, source: Iterator[list[_Row]]) -> Iterator[list[_Row]]:
-    for some, got in _pool((specs, rule, False), source):
+def _pooled(
+    specs: Specs, rule: Combine, source: Iterator[list[_Row]], ray: Ray
+) -> Iterator[list[_Row]]:
+    for some, got in _pool((specs, rule, False), source, ray):
         if isinstance(got, workers.Failure):
             got = [_failed(got, len(specs))]
         for row, told in zip(some, got, strict=True):
@@ -380,6 +397,7 @@ def commit(
     verdicts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     right: set[str] = set()
+    spared, spared_right = _spared(source), 0
     count = 0
     for batch in rows.batches(folder, ["id", "verdict", "reason"]):
         count += batch.num_rows
@@ -387,6 +405,9 @@ def commit(
         if loops is not None:
             correct = batch.filter(pc.equal(batch.column("verdict"), str(Verdict.CORRECT)))
             right.update(id for id in correct["id"].to_pylist() if is_audited(id, loops))
+        if spared:
+            correct = batch.filter(pc.equal(batch.column("verdict"), str(Verdict.CORRECT)))
+            spared_right += sum(id in spared for id in correct["id"].to_pylist())
         unknown = batch.filter(pc.equal(batch.column("verdict"), str(Verdict.UNKNOWN)))
         # `format:tags` is counted as format: a line a reason, not a line a row.
         told = unknown.column("reason").to_pylist()
@@ -399,6 +420,17 @@ def commit(
         )
     if loops is not None:
         more["loops"] = audit(rows.batches(source, AUDIT_COLUMNS), right, loops)
+    if spared:
+        # Of each of the rejected we expect what the spared were worth.
+        rejected = reasons[CUT_OFF[Finish.REJECTED]]
+        lost = wilson(spared_right, len(spared))
+        more["rejected"] = {
+            "rejected": rejected,
+            "spared": len(spared),
+            "spared_correct": spared_right,
+            "correct": verdicts[str(Verdict.CORRECT)],
+            "lost": [rejected * share for share in (lost.value, lost.low, lost.high)],
+        }
     StageDir(folder).commit(
         seconds,
         rows=count,
@@ -407,6 +439,14 @@ def commit(
         funnel={"in": total, "out": count, "dropped": {}},
         **more,
     )
+
+
+def _spared(source: Path) -> set[str]:
+    """Candidates that speculative rejection let run on to see what it costs."""
+    found: set[str] = set()
+    for batch in rows.batches(source, ["id", "spared"]):
+        found.update(batch.filter(pc.is_valid(batch.column("spared")))["id"].to_pylist())
+    return found
 
 
 # For rft check, and whoever has pairs in memory --------------------------------------------------

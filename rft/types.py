@@ -34,7 +34,7 @@ class Verdict(StrEnum):
     WRONG = "wrong"
     UNKNOWN = "unknown"
     """The scorer could not tell; `Score.reason` says why (timeout, crashed, unparsed, error,
-    truncated, loop, no_gold, percent). Unknown never counts as correct, and is reported apart from
+    truncated, loop, rejected, no_gold, percent). Unknown never counts as correct, and is reported apart from
     wrong."""
 
 
@@ -47,11 +47,13 @@ class Finish(StrEnum):
     """The token budget ended it. Truncated candidates are never correct."""
     LOOP = "loop"
     """It was stopped while it repeated itself (`sample.loops`). Never correct, like a truncated one."""
+    REJECTED = "rejected"
+    """Its beginning was among the worst of its prompt's (samplers/speculative.py)."""
     REFERENCE = "reference"
     """It is the data set's own solution, not a sample."""
 
 
-CUT_OFF = {Finish.LENGTH: "truncated", Finish.LOOP: "loop"}
+CUT_OFF = {Finish.LENGTH: "truncated", Finish.LOOP: "loop", Finish.REJECTED: "rejected"}
 """Ends of which no scorer is asked about the candidate: it is unknown, for this reason."""
 
 
@@ -108,6 +110,9 @@ class Candidate:
     """One per token of `token_ids`, where the decoding settings ask for them."""
     pool: str = ""
     """Where it comes from: the name of the pool (`sample.pools`), empty where there is one only."""
+    spared: int | None = None
+    """Tokens after which it would have been `rejected`, had it not been let run on to see what that
+    costs; None for all others."""
 
 
 @dataclass(frozen=True, slots=True)

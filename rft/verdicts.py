@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from rft import rows
-from rft.config import Combine
-from rft.scoring import COLUMNS, Chunk, Pace, Specs, by_workers, split_truncated
+from rft.config import Combine, Ray
+from rft.scoring import COLUMNS, HERE, Chunk, Pace, Specs, by_workers, split_truncated
 from rft.types import Candidate, Prompt
 
 MOST = 20_000
@@ -27,12 +27,12 @@ class _Stopped(Exception):
 class Beside:
     """Scores candidates of several stages that have the same scorers."""
 
-    def __init__(self, specs: Specs, rule: Combine):
+    def __init__(self, specs: Specs, rule: Combine, ray: Ray = HERE):
         self.pending = 0
         """Candidates given, and not taken back as verdicts."""
         self.fault: Exception | None = None
         """What stopped it: a scorer that can't be made. It takes nothing more then."""
-        self._specs, self._rule = specs, rule
+        self._specs, self._rule, self._ray = specs, rule, ray
         self._in: dict[int, deque[tuple[Prompt, Candidate]]] = {}
         self._out: queue.SimpleQueue[tuple[int, pa.RecordBatch] | None] = queue.SimpleQueue()
         self._stopped = False
@@ -74,7 +74,7 @@ class Beside:
 
     def _work(self) -> None:
         try:
-            for stage, batch in by_workers(self._chunks(), self._specs, self._rule):
+            for stage, batch in by_workers(self._chunks(), self._specs, self._rule, self._ray):
                 self._pace.done += batch.num_rows
                 self._out.put((stage, batch))
         except _Stopped:

@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _LOGITS = np.arange(-11.5, 8.1, 0.25)
-_RATES_G = np.concatenate([[0.0], 1 / (1 + np.exp(-_LOGITS))])
+RATES_G = np.concatenate([[0.0], 1 / (1 + np.exp(-_LOGITS))])
 """The grid of p: 0, and from 1e-5 to 1 - 3e-4 in equal steps of the log odds."""
 _SHAPES = np.geomspace(0.05, 8.0, 16)
 _MEANS = 1 / (1 + np.exp(-np.linspace(-5, 3.5, 18)))
@@ -75,7 +75,7 @@ def _posterior(weights_G: Floats, rows: int, columns: int) -> Floats:
     With M(c, m) = sum of weight p^c (1-p)^m, it is M(c+1, m) / M(c, m).
     """
     c, m = np.arange(columns + 1)[:, None], np.arange(rows)[:, None]
-    moments_CM = (weights_G * _RATES_G**c) @ ((1 - _RATES_G) ** m).T
+    moments_CM = (weights_G * RATES_G**c) @ ((1 - RATES_G) ** m).T
     n, c = np.arange(rows)[:, None], np.arange(columns)[None, :]
     c = np.minimum(c, n)
     below = moments_CM[c, n - c]
@@ -87,7 +87,7 @@ def _posterior(weights_G: Floats, rows: int, columns: int) -> Floats:
 def _likelihood(n: Ints, c: Ints) -> Floats:
     """p^c (1-p)^(n-c) over the grid, scaled so that each row's largest is 1: (N, G)."""
     with np.errstate(divide="ignore"):
-        yes, no = np.log(_RATES_G), np.log1p(-_RATES_G)
+        yes, no = np.log(RATES_G), np.log1p(-RATES_G)
     yes[0] = -1e9  # log 0, but 0 times it is 0
     log_NG = np.outer(c, yes) + np.outer(n - c, no)
     log_NG -= log_NG.max(axis=1, keepdims=True)
@@ -100,7 +100,7 @@ def _beta(shape: float, mean: float) -> Floats:
     In log odds its density is p^a (1-p)^b; what lies below the grid goes to p = 0.
     """
     other = shape * (1 - mean) / mean
-    density = np.exp(shape * np.log(_RATES_G[1:]) + other * np.log1p(-_RATES_G[1:]))
+    density = np.exp(shape * np.log(RATES_G[1:]) + other * np.log1p(-RATES_G[1:]))
     below = density[0] / shape
     weights = np.concatenate([[below], density * (_LOGITS[1] - _LOGITS[0])])
     return weights / weights.sum()
@@ -120,17 +120,21 @@ def _candidates() -> tuple[Floats, Floats]:
 _BETAS_BG, _LOG_PRIOR_B = _candidates()
 
 
-def fit_rates(n: Ints, c: Ints, times: Ints) -> Floats:
+def fit_rates(n: Ints, c: Ints, times: Ints, rng: np.random.Generator | None = None) -> Floats:
     """How p is spread over prompts, on the grid: (G,).
 
-    n, c, times: (N,), so many prompts have c right of n.
+    n, c, times: (N,), so many prompts have c right of n. rng: take one Beta by its chance, for
+    simulations that must not be surer than the verdicts make them, instead of averaging over all.
     """
     like_NG = _likelihood(n, c)
     marginal_BN = np.maximum(_BETAS_BG @ like_NG.T, 1e-300)
     log_B = np.log(marginal_BN) @ times + _LOG_PRIOR_B
     # Averaged over the likely ones, so that few verdicts don't make it sure of one shape.
     chance_B = np.exp(log_B - log_B.max())
-    start_G = chance_B @ _BETAS_BG / chance_B.sum()
+    chance_B /= chance_B.sum()
+    if rng is not None:
+        chance_B = np.eye(len(chance_B))[rng.choice(len(chance_B), p=chance_B)]
+    start_G = chance_B @ _BETAS_BG
     start_G = (1 - _UNSOLVABLE) * start_G
     start_G[0] += _UNSOLVABLE
     weights_G = start_G
@@ -178,7 +182,7 @@ def fit_tokens(moments: Floats, weights_G: Floats) -> tuple[float, float, float]
     left = np.array([[rr + 4, rw], [rw, ww + 4]])
     right, wrong = np.linalg.solve(left, np.array([rt + 4 * mean, wt + 4 * mean]))
     right, wrong = max(right, mean / 20, 1e-9), max(wrong, mean / 20, 1e-9)
-    rate = float(weights_G @ _RATES_G)
+    rate = float(weights_G @ RATES_G)
     return float(right), float(wrong), float(rate * right + (1 - rate) * wrong)
 
 

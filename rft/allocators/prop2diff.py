@@ -6,7 +6,7 @@ hardest at `target` and none below 1 (*Prop2Diff*). A prompt that can't be solve
 `sample.n`, DART's `max_n_trials`: unlike `adaptive`, a quota never gives up.
 
 Departures: DART takes fail rates from samples drawn before; here a prompt's own samples tell, from
-the `pilot`-th on. It divides by the pool's largest fail rate, which is 1 as soon as one prompt
+the `first`-th on. It divides by the pool's largest fail rate, which is 1 as soon as one prompt
 fails throughout; here 1 is taken for it. Its code tests only between batches of 16,384 samples, and
 asks for one right answer more than it says; here each verdict counts as it comes.
 """
@@ -23,32 +23,32 @@ _SURE = (0.85, 0.7, 0.5)
 
 
 def prop2diff(
-    tallies: Tallies, *, target: int = 4, pilot: int = 8, count: str = "correct"
+    tallies: Tallies, *, target: int = 4, first: int = 8, count: str = "correct"
 ) -> Iterator[Tally | None]:
     """target: right answers of the hardest prompt. A prompt whose share of wrong answers is w gets
     target x w, rounded, and at least 1. An unknown verdict is not a right answer.
 
-    pilot: draws of every prompt, after which its share of wrong answers is taken. 0: no difficulty,
+    first: draws of every prompt, after which its share of wrong answers is taken. 0: no difficulty,
     every prompt gets `target`, which is DART's Uniform.
 
     count: `correct` as DART counts, or `distinct` to count different ones (`sample.distinct`).
     """
     check(target, 1)
-    if isinstance(pilot, bool) or not isinstance(pilot, int) or pilot < 0:
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise RftError(
-            f"sample.allocate.args.pilot: {pilot!r} is not a whole number of draws; 8 is usual, "
+            f"sample.allocate.args.first: {first!r} is not a whole number of draws; 8 is usual, "
             "and 0 gives every prompt the same quota"
         )
     if count not in ("correct", "distinct"):
         raise RftError(
             f"sample.allocate.args.count: {count!r} can't be counted; write correct or distinct"
         )
-    return draw(tallies, _Quota(target, pilot, count == "distinct"), 2 + len(_SURE))
+    return draw(tallies, _Quota(target, first, count == "distinct"), 2 + len(_SURE))
 
 
 class _Quota:
-    def __init__(self, target: int, pilot: int, distinct: bool):
-        self.target, self.pilot, self.distinct = target, pilot, distinct
+    def __init__(self, target: int, first: int, distinct: bool):
+        self.target, self.first, self.distinct = target, first, distinct
 
     def note(self, place: int, tally: Tally) -> None:
         pass
@@ -62,14 +62,14 @@ class _Quota:
     def classify(self, place: int, tally: Tally) -> int:
         if tally.drawn >= tally.limit:
             return NEVER
-        if tally.drawn < self.pilot:
+        if tally.drawn < self.first:
             return 0
         n = tally.judged
         ahead = tally.drawn - n
-        if n < self.pilot:
+        if n < self.first:
             return NEVER  # not before its difficulty is known
         wanted = self.target
-        if self.pilot:
+        if self.first:
             wanted = max(1, round(self.target * (n - tally.correct) / n))
         found = tally.distinct if self.distinct else tally.correct
         missing = wanted - found

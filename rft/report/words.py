@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from rft.report.compare import find, is_shown
+from rft.stats import first_pass_at_k
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -127,6 +128,28 @@ def _cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             cells += ["baseline" if row["is_baseline"] else "", ""]
         table.append(cells)
     return headings, table
+
+
+def pool_pass_at_k(hits: list[list[bool]], allocation: dict[str, int] | None) -> str:
+    """What a training pool tells of pass@k. hits: of each problem, in index order; allocation: of the
+    sample stage's manifest, if verdicts decided how many samples a problem got."""
+    most = min(map(len, hits))
+    first = most if allocation is None else allocation["first"]
+    ks = sorted({k for i in range(12) if (k := 4**i) < first} | {first}) if first else []
+    told = [
+        f"pass@{k} {percent(found.value)}% ({between(found.low, found.high, percent)})"
+        for k, found in first_pass_at_k(hits, first, ks).items()
+        if found
+    ]
+    text = ", ".join(told)
+    if allocation is None:
+        return f"{text}."
+    if not told:
+        return "No pass@k can be told: verdicts decided how many samples each problem got."
+    return (
+        f"{text}, from the first {first} of each: verdicts decided how many more were drawn, so no "
+        "larger k can be told."
+    )
 
 
 def notes(comparison: dict[str, Any]) -> list[str]:

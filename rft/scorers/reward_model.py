@@ -169,19 +169,27 @@ class reward_model:
         """Pulls groups for several batches, sorts their rows by length, yields batch by batch."""
         try:
             for window in self._windows(groups):
-                ready, rows = self._read(window)
-                yield from ready
-                if rows and self._running is None:
-                    self._running = self._start()
-                began = time.monotonic()
-                for row, value in self._values(rows):
-                    self._stats["seconds"] += time.monotonic() - began
-                    yield from ((id, self._judge(value)) for id in row.ids)
-                    began = time.monotonic()
+                yield from self.ask(window)
         finally:
-            if self._running is not None:
-                self._running.close()
-                self._running = None
+            self.close()
+
+    def ask(self, pairs: Sequence[tuple[Prompt, Candidate]]) -> Iterator[tuple[str, Score]]:
+        """Scores of these now; the model stays loaded until `close`."""
+        ready, rows = self._read(pairs)
+        yield from ready
+        if rows and self._running is None:
+            self._running = self._start()
+        began = time.monotonic()
+        for row, value in self._values(rows):
+            self._stats["seconds"] += time.monotonic() - began
+            yield from ((id, self._judge(value)) for id in row.ids)
+            began = time.monotonic()
+
+    def close(self) -> None:
+        """Frees the model."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
 
     def stats(self) -> dict[str, float]:
         """Rows and tokens that were judged, how many of the tokens were computed (the rest was
@@ -203,7 +211,7 @@ class reward_model:
             yield held
 
     def _read(
-        self, window: list[tuple[Prompt, Candidate]]
+        self, window: Sequence[tuple[Prompt, Candidate]]
     ) -> tuple[list[tuple[str, Score]], dict[str, list[Row]]]:
         """What needs no model, and the rest as rows by prompt, the same answer only once."""
         ready: list[tuple[str, Score]] = []

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rft import components, process, rows, scoring
-from rft.config import Combine, Component, Loops
+from rft.config import Combine, Component, Loops, Ray
 from rft.groups import Partitions, Source
 from rft.rundir import StageDir
 from rft.scoring import COLUMNS, Chunk, Pace, Specs, by_workers, mixed, split_truncated
@@ -49,7 +49,7 @@ def _run_together(stages: list["_Stage"]) -> None:
                 yield Chunk(chunk.prompts, chunk.batch, i)
 
     try:
-        for i, batch in by_workers(chunks(), first.specs, first.rule):
+        for i, batch in by_workers(chunks(), first.specs, first.rule, first.ray):
             stages[i].pace.done += batch.num_rows
             stages[i].writer.extend(batch)
             progress.step(batch.num_rows)
@@ -72,6 +72,7 @@ class _Stage:
         self.prompts = {p.id: p for p in rows.read(Path(job["prompts"]), Prompt)}
         self.specs: Specs = job["scorers"]
         self.rule = Combine(**job["combine"])
+        self.ray = Ray(**job["ray"])
         self.seen = rows.ids(self.folder)
         """Ids of the candidates that are scored, or on their way."""
         self.resumed = len(self.seen)
@@ -105,7 +106,7 @@ class _Stage:
             progress.step(batch.num_rows)
 
         try:
-            mixed(chunks, self.specs, self.rule, made, counts, keep)
+            mixed(chunks, self.specs, self.rule, made, counts, keep, self.ray)
         finally:
             self.writer.flush()
             progress.close()

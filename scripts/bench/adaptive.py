@@ -117,7 +117,7 @@ def bound(mix: Mix, world: World, coverage: float) -> float:
     a, b = mix.shape
     horizon = world.right.shape[1]
     logits = _beliefs._LOGITS
-    density = np.exp(a * np.log(_beliefs._RATES_G[1:]) + b * np.log1p(-_beliefs._RATES_G[1:]))
+    density = np.exp(a * np.log(_beliefs.RATES_G[1:]) + b * np.log1p(-_beliefs.RATES_G[1:]))
     weights = np.concatenate([[density[0] / a], density * (logits[1] - logits[0])])
     mean_right, mean_wrong, limit, loops = mix.tokens
     wrong = (1 - loops) * mean_wrong + loops * limit

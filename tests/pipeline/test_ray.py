@@ -20,8 +20,10 @@ import psutil
 import pytest
 
 from rft import cluster, workers
+from rft.config import Combine, Ray
 from rft.samplers import _serve
-from rft.types import Request, RftError, Setup
+from rft.types import Finish, Request, RftError, Setup
+from rft.verdicts import Beside
 from tests.pipeline.conftest import ROOT
 from tests.unit import _work
 from tests.unit.test_sampler_contract import Case, Contract, solved_problems
@@ -33,6 +35,7 @@ from tests.unit.test_samplers import (  # noqa: F401 (adapters is a fixture)
     set_up,
     tokens,
 )
+from tests.unit.test_verdicts import give, take
 from tests.unit.test_workers import cut, each, numbers
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'rft[ray]'")
@@ -273,6 +276,19 @@ def test_scoring_actors_are_killed_in_mid_run(engines: Any, nodes: Any) -> None:
     told = list(each(iter(got)))
     assert len(told) == len(items)
     assert dict(told) == before
+
+
+def test_verdicts_beside_sampling_are_those_of_this_machine(nodes: Any) -> None:
+    texts = [f"#### {i % 9}" for i in range(200)]
+    told = []
+    for ray in (Ray(), Ray(scorer_actors=2, address=nodes.address)):
+        beside = Beside([{"use": "answer", "args": {}}], Combine(), ray)
+        give(beside, *texts)
+        give(beside, "#### 7", finish=Finish.LENGTH, stage=1)
+        told.append(take(beside, len(texts) + 1, seconds=200))
+        assert beside.pending == 0
+        beside.close()
+    assert len(told[0]) == len(texts) + 1 and told[0] == told[1]
 
 
 def test_a_scorer_that_cannot_be_made_is_one_message(nodes: Any) -> None:

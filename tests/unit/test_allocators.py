@@ -120,8 +120,8 @@ RULES: dict[str, Make] = {
     "dear": partial(adaptive, target=3, price=400, first=6),
     "budget": partial(budget, tokens=4000),
     "prop2diff": prop2diff,
-    "quota": partial(prop2diff, target=3, pilot=0),
-    "distinct quota": partial(prop2diff, target=3, pilot=2, count="distinct"),
+    "quota": partial(prop2diff, target=3, first=0),
+    "distinct quota": partial(prop2diff, target=3, first=2, count="distinct"),
 }
 
 
@@ -263,11 +263,11 @@ def test_budget_ends_when_nothing_is_left_to_find() -> None:
 
 def test_quota_of_dart() -> None:
     rates = [1.0] * 20 + [0.5] * 20 + [0.0] * 20
-    board, _ = run(Pool(rates), partial(prop2diff, target=6, pilot=0), 40, slots=4)
+    board, _ = run(Pool(rates), partial(prop2diff, target=6, first=0), 40, slots=4)
     n, right = drawn(board), [tally.correct for tally in board]
     assert min(right[:40]) >= 6 and n[:20] == [6] * 20 and n[40:] == [40] * 20
 
-    board, _ = run(Pool(rates), partial(prop2diff, target=16, pilot=8), 80, slots=4)
+    board, _ = run(Pool(rates), partial(prop2diff, target=16, first=8), 80, slots=4)
     for tally in list(board)[:40]:
         wrong_share = (tally.judged - tally.correct) / tally.judged
         assert tally.correct >= max(1, round(16 * wrong_share)) - 1
@@ -278,7 +278,7 @@ def test_quota_of_dart() -> None:
 
 def test_distinct_quota_counts_ways() -> None:
     board, _ = run(
-        Pool([0.8] * 10, ways=3), partial(prop2diff, target=3, pilot=0, count="distinct"), 60
+        Pool([0.8] * 10, ways=3), partial(prop2diff, target=3, first=0, count="distinct"), 60
     )
     assert all(tally.distinct == 3 for tally in board)
     assert np.mean([tally.correct for tally in board]) > 4
@@ -294,7 +294,7 @@ def test_distinct_quota_counts_ways() -> None:
         (partial(adaptive, first=0), "first"),
         (partial(budget, tokens=0), "tokens"),
         (partial(budget, tokens="all"), "tokens"),
-        (partial(prop2diff, pilot=-1), "pilot"),
+        (partial(prop2diff, first=-1), "first"),
         (partial(prop2diff, count="wrong"), "count"),
     ],
 )

@@ -570,12 +570,14 @@ def test_tokens_are_paced_by_what_the_server_counts(serve: Serve) -> None:
 
 def test_answers_go_on_while_the_caller_is_busy(serve: Serve) -> None:
     server = serve(knows)
+    before = set(threading.enumerate())
     got = judge("wise", server.url).score(iter([group(*(str(i) for i in range(20)))]))
     next(got)
     time.sleep(0.7)
     assert len(server.bodies) == 20
     got.close()  # type: ignore[attr-defined]
-    assert not [t for t in threading.enumerate() if "run_forever" in t.name]
+    new = set(threading.enumerate()) - before
+    assert not [t for t in new if "run_forever" in t.name]
 
 
 # The file of answers

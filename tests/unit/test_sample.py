@@ -96,6 +96,7 @@ def spec(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "folder": str(score),
             "label": f"score {name}",
             "combine": {},
+            "ray": {},
             "scorers": [{"use": more.pop("scorer", "answer"), "args": {}}],
         }
         for path in (folder, score):
@@ -162,6 +163,7 @@ def test_allocator_stops_at_its_target_by_verdicts_in_the_order_of_indices(
     assert got["funnel"] == {"in": 36, "out": 16, "dropped": {"not_needed": 20}}
     assert got["allocation"] == {
         "prompts": 4, "solved": 4, "judged": 16, "correct": 8, "distinct": 8, "never_all": 4,
+        "first": 0,
     }  # fmt: skip
     assert scored(one).keys() == kept(one).keys()
     assert "none" in (tmp_path / "log").read_text()

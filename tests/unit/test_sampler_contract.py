@@ -289,7 +289,23 @@ def vllm(folder: Path) -> Case:
     return Case(vllm(setup), setup, ahead=2 * SEQUENCES + 1)
 
 
-MAKERS: list[Callable[[Path], Case]] = [reference, replay, transformers, vllm]
+def speculative(folder: Path) -> Case:
+    """Every sample by itself where it has pieces: what is rejected depends on its neighbours, so
+    test_speculative.py is about that."""
+    from rft.samplers.speculative import speculative
+
+    setup = set_up()
+    by = {"use": f"{folder}/own.py:long"}
+    (folder / "own.py").write_text(
+        "from rft.types import Score, Verdict\n"
+        "def long(prompt, candidate):\n"
+        "    return Score(Verdict.UNKNOWN, value=len(candidate.text))\n"
+    )
+    made = speculative(setup, by=by, at=[28], sampler="transformers")
+    return Case(made, setup, ahead=SEQUENCES + 1)
+
+
+MAKERS: list[Callable[[Path], Case]] = [reference, replay, transformers, vllm, speculative]
 
 
 @pytest.fixture(scope="module", params=MAKERS, ids=lambda make: make.__name__)

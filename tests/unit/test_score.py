@@ -170,6 +170,7 @@ def job(root: Path, count: int = 6) -> dict[str, Any]:
         "sample": str(root / "sample"),
         "scorers": ANSWER,
         "combine": {},
+        "ray": {},
     }
 
 
@@ -518,6 +519,7 @@ def test_consensus_behind_another_scorer_hears_all(tmp_path: Path) -> None:
         "sample": str(tmp_path / "sample"),
         "scorers": [*ANSWER, {"use": "consensus", "args": {}}],
         "combine": {"rule": "first"},
+        "ray": {},
     }
     got = stage_rows(one)
     assert [got[f"c{i}"].verdict for i in range(5)] == ["correct"] * 5

@@ -149,7 +149,7 @@ def test_rates_are_learnt_whatever_stopped_the_draws(rule: Callable[[int, int], 
     n, c = stopped(rates, rule, 6)
     weights = _beliefs.fit_rates(n, c, np.ones(len(n)))
     assert weights.sum() == pytest.approx(1)
-    grid = _beliefs._RATES_G
+    grid = _beliefs.RATES_G
     assert weights @ grid == pytest.approx(rates.mean(), abs=0.015)
     assert weights[grid < 0.01].sum() == pytest.approx((rates < 0.01).mean(), abs=0.06)
     assert weights[grid > 0.5].sum() == pytest.approx((rates > 0.5).mean(), abs=0.03)
