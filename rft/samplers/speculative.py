@@ -26,7 +26,7 @@ from pydantic import Field
 from rft import components
 from rft.config import Component
 from rft.samplers._common import budget, candidate, until_stop
-from rft.types import Candidate, Finish, Prompt, Request, RftError, Sampler, Score, Setup, digest
+from rft.types import Candidate, Finish, Prompt, Request, RftError, Sampler, Setup, digest
 
 
 @dataclass
@@ -101,13 +101,12 @@ class _Judge:
         self._close = getattr(made, "close", lambda: None)
 
     def values(self, pairs: list[tuple[Prompt, Candidate]]) -> dict[str, float]:
-        """By id. One that the scorer can't judge is not rejected for it."""
-
-        def value(score: Score) -> float:
-            known = score.value is not None and not math.isnan(score.value)
-            return score.value if known else math.inf  # type: ignore[return-value]
-
-        return {id: value(score) for id, score in self._ask(pairs)}
+        """By id, of those that the scorer can judge."""
+        return {
+            id: score.value
+            for id, score in self._ask(pairs)
+            if score.value is not None and not math.isnan(score.value)
+        }
 
     def close(self) -> None:
         self._close()
@@ -222,25 +221,25 @@ class _Speculative:
         rows = {part.request.id: self._row(part, Finish.LENGTH) for part in round_.there}
         prompt = self._setup.prompts[round_.there[0].request.prompt_id]
         values = self._judge.values([(prompt, row) for row in rows.values()])
-        ranked = sorted(
-            round_.there, key=lambda part: (-values[part.request.id], part.request.index)
-        )
-        best = math.ceil(self._keep * len(ranked))
+        ranked = sorted(values, key=lambda id: (-values[id], rows[id].index))
+        worst = set(ranked[math.ceil(self._keep * len(ranked)) :])
         after = _Round(round_.stage + 1, closed=True)
         # Those that are spared are not compared again: they would stand in a better one's place.
         apart = _Round(len(self._at), closed=True)
-        for rank, part in enumerate(ranked):
+        for part in round_.there:
             id = part.request.id
-            if rank >= best and not self._is_audited(id):
+            if id not in worst:
+                # Among them those that the scorer can't judge.
+                self._ready.append(self._next(part, after))
+            elif self._is_audited(id):
+                self._counts["spared"] += 1
+                part.spared = len(part.token_ids)
+                self._ready.append(self._next(part, apart))
+            else:
                 self._counts["requests"] += 1
                 self._counts["rejected"] += 1
                 self._rejected.append(replace(rows[id], finish=Finish.REJECTED))
-                continue
-            if rank >= best:
-                self._counts["spared"] += 1
-                part.spared = len(part.token_ids)
-            self._ready.append(self._next(part, after if rank < best else apart))
-        self._counts["compared"] += len(ranked)
+        self._counts["compared"] += len(round_.there)
         round_.there.clear()
 
     def _is_audited(self, id: str) -> bool:
