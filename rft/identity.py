@@ -4,6 +4,7 @@ Each is worked out once: over a large data set or a model one takes tens of mill
 """
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -96,20 +97,57 @@ class Identity:
 
     def model(self, model: Model, chat: Chat) -> dict[str, Any]:
         """What of a model is part of an id: its weights, and how text becomes tokens."""
+        return {"weights": self.weights(model), "chat": chat_digest(chat)}
+
+    def weights(self, model: Model) -> str:
         base, revision = model.base, model.revision
         if Path(base).is_absolute() and not Path(base).is_dir():
             raise ConfigError(f"model.base: no such folder: {base}")
         if (base, revision) not in self._models:
             self._models[base, revision] = model_digest(base, revision)
-        weights = self._models[base, revision]
-        return {"weights": weights, "chat": chat_digest(chat)}
+        return self._models[base, revision]
 
-    def adapter(self, folder: str, where: str) -> str:
+    def adapter(self, folder: str, where: str, base: str) -> str:
         if not (Path(folder) / "adapter_config.json").is_file():
             raise ConfigError(
                 f"{where}.policy: {folder}: there is no LoRA adapter (adapter_config.json)"
             )
+        if fault := _misfit(Path(folder), Path(base)):
+            raise ConfigError(
+                f"{where}.policy: {folder}: this adapter was made for another model than {base}: {fault}. "
+                "Give the model that it was trained on, as `model` of a pool or of all"
+            )
         return folder_digest(Path(folder))
+
+
+def _misfit(adapter: Path, base: Path) -> str | None:
+    """Why an adapter can't be of a model: the first layer whose shape is another; None where all that
+    can be compared fit. Only headers are read. An engine would say so after it has started, or not."""
+    wanted = _shapes(adapter / "adapter_model.safetensors")
+    files = sorted(base.glob("*.safetensors"))
+    there = {name: shape for file in files for name, shape in _shapes(file).items()}
+    for name, shape in wanted.items():
+        layer, _, part = name.removeprefix("base_model.model.").partition(".lora_")
+        weight = there.get(f"{layer}.weight")
+        if weight is None or part not in ("A.weight", "B.weight") or len(weight) != 2:
+            continue
+        size = shape[1] if part == "A.weight" else shape[0]
+        # The weights of some layers (GPT-2's) lie the other way round.
+        if size not in weight:
+            return f"{layer} has {weight[0]} x {weight[1]} weights there, and here {size}"
+    return None
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Shapes of a file's tensors that are floating point, by name; none where it can't be read, which
+    whoever loads it will say."""
+    try:
+        with open(file, "rb") as data:
+            header = json.loads(data.read(int.from_bytes(data.read(8), "little")))
+        tensors = {k: v for k, v in header.items() if k != "__metadata__"}
+        return {k: v["shape"] for k, v in tensors.items() if v["dtype"] in ("F32", "F16", "BF16")}
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        return {}
 
 
 def drawn_by(

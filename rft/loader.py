@@ -199,11 +199,6 @@ def _check_chats(
             raise ConfigError(
                 f"{path}: {where}.only: unsolved is what the pools before it leave: put it after one"
             )
-        if pool.model is not None and pool.policy.startswith("arm:"):
-            raise ConfigError(
-                f"{path}: {where}.policy: {pool.policy} was trained on model.base, not on this model: "
-                "set policy to base"
-            )
 
 
 def arm_references(arm: Arm) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from rft.config import (
     Decoding,
     Eval,
     Experiment,
+    Model,
     Sample,
 )
 from rft.identity import Identity, drawn_by, without_folders
@@ -175,9 +176,12 @@ class Plan:
         if is_reference:
             drawn["solutions"] = self.identity.digest(prompts.solutions_digest, arm, split)
         else:
-            adapter = (
-                node.key if node else self.identity.adapter(folder, where) if folder else "base"
-            )
+            adapter = "base"
+            if folder:
+                adapter = self.identity.adapter(folder, where, model.base)
+            elif node:
+                self._check_same_model(node, model, where)
+                adapter = node.key
             drawn = drawn_by(asked, model, adapter, seed, component)
             if "{answer}" in chat.prompt:
                 drawn["answers"] = self.identity.digest(prompts.gold_digest, arm, split)
@@ -238,6 +242,15 @@ class Plan:
             train_on_reference=counts_reference,
             unless_solved_by=[str(n.dir.path) for n in unless_solved_by],
         )
+
+    def _check_same_model(self, trained: Node, model: Model, where: str) -> None:
+        own = Model(**trained.job["model"])
+        weights = [self.identity.weights(one) for one in (own, model)]
+        if weights[0] != weights[1]:
+            raise ConfigError(
+                f"{where}.policy: the adapter of `{trained.label}` was trained on {own.base}, and this "
+                f"samples from {model.base}: set policy: base, or leave out `model`"
+            )
 
     def _allocate(self, name: str, asked: Sample, where: str) -> dict[str, Any]:
         """What of an allocator the samples depend on."""
@@ -428,7 +441,9 @@ class Plan:
             )
             if start or folder:
                 inputs["start"] = (
-                    start.key if start else self.identity.adapter(folder or "", "sample")
+                    start.key
+                    if start
+                    else self.identity.adapter(folder or "", "sample", arm.model.base)
                 )
         return self._node(
             "train",

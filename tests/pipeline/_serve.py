@@ -12,6 +12,10 @@ from pathlib import Path
 
 import httpx
 
+LORA = ["--enable-lora", "--max-lora-rank", "16", "--max-loras", "2"]
+CORES = sorted(os.sched_getaffinity(0))
+"""A server takes the first and an engine beside it the last, since their threads wait for one another."""
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -78,7 +82,7 @@ def served(
     max_len: int,
     log: Path,
     *more: str,
-    name: str = "the-judge",
+    name: str = "tiny",
     cores: Iterable[int] = (),
 ) -> Iterator[str]:
     """A server that is stopped at the end; gives the base_url."""

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from rft import rows
+from tests.pipeline import _serve
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -104,6 +105,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = rft(*command("run", runs), timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return runs / "quickstart"
+
+
+@pytest.fixture(scope="package")
+def served_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with a chat template: the bare question, as it was taught."""
+    folder = tmp_path_factory.mktemp("served") / "model"
+    shutil.copytree(ROOT / "rft/embedded/model", folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    return folder
+
+
+@pytest.fixture(scope="package")
+def tiny_server(served_model: Path) -> Iterator[str]:
+    """Base URL of a real vLLM server of that model, named `tiny`; one for all that ask it."""
+    pytest.importorskip("vllm")
+    log = served_model.parent / "log"
+    with _serve.served(served_model, 256, log, *_serve.LORA, cores=_serve.CORES[:1]) as url:
+        yield url
 
 
 SIGKILL, SIGINT = signal.SIGKILL, signal.SIGINT

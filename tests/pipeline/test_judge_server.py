@@ -4,9 +4,9 @@ Run as a script, this file is the process with that engine: one process holds on
 """
 
 import json
+import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -20,17 +20,13 @@ import pytest
 import rft
 from rft.scorers.judge import judge
 from rft.types import Candidate, Finish, Prompt, RftError, Score, Verdict, digest
-from tests.pipeline._serve import served
+from tests.pipeline._serve import CORES, served
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(rft.__file__).parent / "embedded" / "model"
 SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
-TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}\nAnswer:{% endif %}"
-)
 ASK: dict[str, Any] = {
-    "prompt": "Question: {question}\n{answer}",
+    "prompt": "Question: {question}\n{answer}\nAnswer:",
     # What a model of this size says is no judgement, but it is text: any digit will do as a verdict.
     "pattern": r"([0-9])",
     "words": {str(i): ("correct", "wrong")[i % 2] for i in range(9)},
@@ -68,46 +64,35 @@ def scores(
     return dict(got)
 
 
-def test_server_and_engine_agree(tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(TINY, model)
-    (model / "chat_template.jinja").write_text(TEMPLATE)
-    found = groups()
-    with served(model, 256, tmp_path / "log") as url:
-        first = judge("the-judge", url, **ASK)
-        got = scores(first, found, tmp_path / "first")
-        reasons = Counter(score.reason for score in got.values())
-        assert {s.verdict for s in got.values()} >= {Verdict.CORRECT, Verdict.WRONG}, reasons
-        stats = first.stats()
-        assert 48 <= stats["requests"] <= 72 and stats["retries"] == 0
-        assert stats["prompt_tokens"] > 30 * stats["requests"]
-        assert 0 < stats["completion_tokens"] <= 24 * stats["requests"]
+def test_server_and_engine_agree(tiny_server: str, served_model: Path, tmp_path: Path) -> None:
+    url, found = tiny_server, groups()
+    first = judge("tiny", url, **ASK)
+    got = scores(first, found, tmp_path / "first")
+    reasons = Counter(score.reason for score in got.values())
+    assert {s.verdict for s in got.values()} >= {Verdict.CORRECT, Verdict.WRONG}, reasons
+    stats = first.stats()
+    assert 48 <= stats["requests"] <= 72 and stats["retries"] == 0
+    assert stats["prompt_tokens"] > 30 * stats["requests"]
+    assert 0 < stats["completion_tokens"] <= 24 * stats["requests"]
 
-        # The same again is asked of nobody; a fresh folder gets the same answers by their seeds.
-        second = judge("the-judge", url, **ASK)
-        assert scores(second, found, tmp_path / "first") == got
-        assert second.stats()["requests"] == stats["requests"] == second.stats()["reused"]
-        assert scores(judge("the-judge", url, **ASK), found, tmp_path / "fresh") == got
+    # The same again is asked of nobody; a fresh folder gets the same answers by their seeds.
+    second = judge("tiny", url, **ASK)
+    assert scores(second, found, tmp_path / "first") == got
+    assert second.stats()["requests"] == stats["requests"] == second.stats()["reused"]
+    assert scores(judge("tiny", url, **ASK), found, tmp_path / "fresh") == got
 
-        long = [
-            (Prompt("p", "Why? " * 300, "1"), [Candidate("c", "p", 0, "x", (), (), Finish.STOP)])
-        ]
-        assert (
-            scores(judge("the-judge", url, **ASK), long, tmp_path / "long")["c"].reason
-            == "too_long"
-        )
-        with pytest.raises(RftError, match="HTTP 404.*serves the-judge"):
-            scores(judge("other", url, **ASK), found, tmp_path / "other")
-        pairs = judge(
-            "the-judge", url, mode="pairs", prompt="{question} {answer} {other}", max_tokens=8
-        )
-        assert {s.reason for s in scores(pairs, found[:2], tmp_path / "pairs").values()} <= {
-            "unparsed",
-            "truncated",
-        }
+    long = [(Prompt("p", "Why? " * 300, "1"), [Candidate("c", "p", 0, "x", (), (), Finish.STOP)])]
+    assert scores(judge("tiny", url, **ASK), long, tmp_path / "long")["c"].reason == "too_long"
+    with pytest.raises(RftError, match="HTTP 404.*serves tiny"):
+        scores(judge("other", url, **ASK), found, tmp_path / "other")
+    pairs = judge("tiny", url, mode="pairs", prompt="{question} {answer} {other}", max_tokens=8)
+    assert {s.reason for s in scores(pairs, found[:2], tmp_path / "pairs").values()} <= {
+        "unparsed",
+        "truncated",
+    }
 
     done = subprocess.run(
-        [sys.executable, "-m", __name__, str(model), str(tmp_path / "engine")],
+        [sys.executable, "-m", __name__, str(served_model), str(tmp_path / "engine")],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -175,7 +160,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_smollm2_judges_svamp(smollm2: str, tmp_path: Path, case: str) -> None:
     """How a small real model does. Nothing is asked of its wisdom."""
     found = svamp(25)
-    scorer = judge("the-judge", smollm2, timeout_s=600, **CASES[case])
+    scorer = judge("tiny", smollm2, timeout_s=600, **CASES[case])
     began = time.monotonic()
     got = scores(scorer, found, tmp_path)
     said = Counter(str(s.reason or s.verdict) for s in got.values())
@@ -200,6 +185,7 @@ def test_smollm2_judges_svamp(smollm2: str, tmp_path: Path, case: str) -> None:
 def main() -> None:
     """In a process of its own: the model of the first argument judges, without a server."""
     model, folder = sys.argv[1], Path(sys.argv[2])
+    os.sched_setaffinity(0, CORES[-1:])
     # The name goes into the hash that seeds a vote's request only through the messages.
     scorer = judge(model, max_len=256, **ASK)
     got = scores(scorer, groups(), folder)

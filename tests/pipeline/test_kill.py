@@ -28,7 +28,7 @@ MOMENTS = {
     "eval sample (rft": 8,
 }
 """Line of output at which a stage begins, and how long it lasts here at the most, in seconds."""
-ROUNDS = 3
+ROUNDS = 2
 """How often each of these is killed. A stage that is begun again is killed again."""
 
 

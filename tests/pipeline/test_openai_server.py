@@ -21,6 +21,7 @@ import pytest
 from rft.samplers.openai import openai
 from rft.types import Candidate, Finish, Prompt, Request, RftError, Setup, digest
 from tests.pipeline import _serve
+from tests.pipeline._serve import CORES, LORA
 from tests.unit.test_sampler_contract import Case, Contract, solved_problems
 from tests.unit.test_samplers import (  # noqa: F401
     EMBEDDED,
@@ -32,11 +33,6 @@ from tests.unit.test_samplers import (  # noqa: F401
     set_up,
 )
 
-LORA = ["--enable-lora", "--max-lora-rank", "16", "--max-loras", "2"]
-# As the model was taught: the bare question.
-TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-CORES = sorted(os.sched_getaffinity(0))
-"""The server takes the first and the engine the last, since their threads wait for one another."""
 CASES: list[tuple[dict[str, Any], int | None]] = [
     ({"logprobs": "tokens"}, None),
     ({"max_tokens": 5}, None),
@@ -69,38 +65,23 @@ def of_the_engine(model: str, adapters: tuple[str, str]) -> list[dict[str, Candi
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "model"
-    shutil.copytree(EMBEDDED, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def engine(
-    model: Path,
+    served_model: Path,
     adapters: tuple[str, str],  # noqa: F811
 ) -> Iterator["Future[list[dict[str, Candidate]]]"]:
     """Its rows, while the server starts."""
     pytest.importorskip("vllm")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool.submit(of_the_engine, str(model), adapters)
-
-
-@pytest.fixture(scope="module")
-def url(engine: Any, model: Path) -> Iterator[str]:
-    log = model.parent / "log"
-    with _serve.served(model, MAX_LEN, log, *LORA, name="tiny", cores=CORES[:1]) as url:
-        yield url
+        yield pool.submit(of_the_engine, str(served_model), adapters)
 
 
 def test_a_server_gives_the_rows_of_an_engine(
     adapters: tuple[str, str],  # noqa: F811
-    model: Path,
+    served_model: Path,
     engine: "Future[list[dict[str, Candidate]]]",
-    url: str,
+    tiny_server: str,
 ) -> None:
-    setup = set_up(model, adapters)
+    setup, url = set_up(served_model, adapters), tiny_server
     sampler = openai(setup, base_url=url, max_concurrency=64)
     got = [by_id(sampler.sample(asked(setup, case))) for case in CASES]
     check_other_ways(setup, url, got[0])
@@ -136,8 +117,8 @@ def check_other_ways(setup: Setup, url: str, greedy: dict[str, Candidate]) -> No
     chat.close()
     with pytest.raises(RftError, match="HTTP 404.*does not exist.*it serves tiny"):
         list(openai(setup, base_url=url, model="huge").sample(requests(setup)))
-    with pytest.raises(RftError, match=f"model.max_len: 256 tokens are more than the {MAX_LEN}"):
-        openai(set_up(setup.model.base, max_len=256), base_url=url)
+    with pytest.raises(RftError, match="model.max_len: 512 tokens are more than the 256"):
+        openai(set_up(setup.model.base, max_len=512), base_url=url)
     with pytest.raises(
         RftError, match="sample.args.adapters: .*does not load it.*No adapter found"
     ):
@@ -157,9 +138,9 @@ def broken_adapter(setup: Setup) -> str:
 
 
 @pytest.fixture(scope="module")
-def case(url: str, model: Path) -> Iterator[Case]:
-    setup = dataclasses.replace(set_up(model), prompts=solved_problems(100))
-    sampler = openai(setup, base_url=url, max_concurrency=8)
+def case(tiny_server: str, served_model: Path) -> Iterator[Case]:
+    setup = dataclasses.replace(set_up(served_model), prompts=solved_problems(100))
+    sampler = openai(setup, base_url=tiny_server, max_concurrency=8)
     yield Case(sampler, setup, ahead=2 * 8 + 1)
     sampler.close()
 

@@ -101,10 +101,6 @@ def test_arm_cannot_set_what_belongs_to_the_experiment(tmp_path: Path) -> None:
             ["sample.pools.a.only", "put it after"],
         ),
         ({"sample": {"pools": {"a": {"pools": {"b": {}}}}}}, ["sample.pools.a.pools"]),
-        (
-            {"sample": {"pools": {"a": {"policy": "arm:sft", "model": {"base": "x"}}}}},
-            ["sample.pools.a.policy", "arm:sft", "base"],
-        ),
         ({"chat": {"prompt": "{question} {answer}"}}, ["chat.prompt", "sample.chat.prompt"]),
         ({"eval": {"chat": {"prompt": "{question} {answer}"}}}, ["eval.chat.prompt"]),
         ({"score": "answer"}, ["score", "list"]),

@@ -1,6 +1,7 @@
 """What shares a stage, and what a change does or does not make again."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -334,6 +335,36 @@ def test_adapter_by_its_folder_is_a_policy(bench: Bench) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"two")
     after = bench.plan(sample={"policy": str(folder)})
     assert pool(before, "rft") != pool(after, "rft")
+
+
+def test_adapter_of_another_model_is_refused_before_anything_runs(bench: Bench) -> None:
+    """By the shapes in the files' headers, in either orientation of the base's weights."""
+
+    def save(file: Path, **shapes: list[int]) -> None:
+        file.parent.mkdir(exist_ok=True)
+        tensors = {
+            name.replace("__", "."): {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+            for name, shape in shapes.items()
+        }
+        header = json.dumps({"__metadata__": {}, **tensors}).encode()
+        file.write_bytes(len(header).to_bytes(8, "little") + header)
+
+    adapter = bench.folder / "adapter"
+    save(bench.folder / "model" / "model.safetensors", model__q__weight=[64, 48])
+    layer = "base_model__model__model__q__lora_{}__weight".format
+    for a, b, fits in (([8, 48], [64, 8], 1), ([8, 64], [48, 8], 1), ([8, 576], [64, 8], 0)):
+        save(adapter / "adapter_model.safetensors", **{layer("A"): a, layer("B"): b})
+        (adapter / "adapter_config.json").write_text("{}")
+        if fits:
+            bench.plan(sample={"policy": str(adapter)})
+        else:
+            with pytest.raises(ConfigError, match=r"sample\.policy: .*adapter: .* 64 x 48 .* 576"):
+                bench.plan(sample={"policy": str(adapter)})
+    shutil.copytree(bench.folder / "model", bench.folder / "other")
+    save(bench.folder / "other" / "model.safetensors", model__q__weight=[32, 48])
+    pools = {"own": {}, "other": {"model": {"base": "./other"}}}
+    with pytest.raises(ConfigError, match=r"pools\.other\.policy: .*set policy: base"):
+        bench.plan(sample={"policy": "arm:sft", "pools": pools})
 
 
 def test_many_rounds_are_planned_at_once(bench: Bench) -> None:
