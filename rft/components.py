@@ -136,6 +136,16 @@ def bind(
     return found, args
 
 
+def argument(kind: str, component: Component, name: str, where: str = "") -> Any:
+    """What a component's argument is: as given, or its default; None where it has none of the name.
+
+    Raises ConfigError as `bind` does.
+    """
+    made, args = bind(kind, component, where)
+    parameter = inspect.signature(made).parameters.get(name)
+    return args.get(name, parameter and parameter.default)
+
+
 def _typed(component: Component, found: Callable[..., Any], at: str) -> dict[str, Any]:
     """The arguments read through their annotations, as settings are: YAML's `1e-4` is a string."""
     try:

@@ -224,9 +224,9 @@ class Sample(Decoding):
     allocate: Component = Component(use="uniform")
     """How many of the `n` samples each prompt gets. `uniform`: all. The others look at the verdicts as
     they come: `adaptive`, `budget`, `prop2diff`, or your own function."""
-    distinct: Literal["equations", "text"] = "equations"
-    """What makes two right answers different where `allocate` counts them: the equations in them, or
-    their words."""
+    distinct: Literal["equations", "text", "any"] = "equations"
+    """What makes two right answers different where `allocate` counts them: the equations in them, their
+    words, or nothing: `any` two are."""
     policy: Policy = "base"
     """`base`, `arm:NAME` (the adapter that arm trained, same seed), or the folder of a LoRA adapter."""
     model: Model | None = None

@@ -41,7 +41,7 @@ SIMULATIONS = (40, 200)
 UNDER_WAY = 128
 """Samples that an engine holds, after which the verdict on the first of them comes."""
 _SAME = -1
-"""The way of a right answer that is not new."""
+"""The way of a worked solution."""
 DRIFT = 0.08
 """Standard deviation of a run's speed against the pilot's, as a share: measured on one machine at
 different hours (docs/benchmarks.md)."""
@@ -56,8 +56,9 @@ class Pilot:
 
     draws: list[list[Draw]]
     """Of each of its prompts, in index order."""
-    prompts: int
-    """Prompts of the whole run."""
+    known: list[bool]
+    """Whether a prompt has a worked solution whose way counts as none: of the pilot's prompts, and after
+    them of all others."""
     rate: float
     """Completion tokens a second, in the steady state."""
     start_s: float
@@ -67,6 +68,11 @@ class Pilot:
     memory_gb: float | None
     """Most memory that the stage had, GiB; of the GPU's there is no figure."""
     tokens: int = field(init=False, default=0)
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of the whole run."""
+        return len(self.known)
 
     def __post_init__(self) -> None:
         total = sum(tokens for one in self.draws for _, _, tokens in one)
@@ -104,11 +110,13 @@ def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known:
             key = None
         draw = (right[row.id], key, len(row.token_ids))
         found.setdefault(row.prompt_id, []).append((row.index, draw))
+    # In the order that the pilot took its prompts in.
+    order = [*sorted(found), *sorted(by_id.keys() - found.keys())]
     engine = manifest["engine"]
     size = sum(p.stat().st_size for folder in (sample, score) for p in folder.glob("part-*"))
     return Pilot(
         draws=[[draw for _, draw in sorted(found[id])] for id in sorted(found)],
-        prompts=len(prompts),
+        known=[known and by_id[id].solution is not None for id in order],
         rate=engine.get("steady_tokens_per_s") or engine.get("tokens_per_s") or 0.0,
         start_s=engine.get("engine_start_s", 0.0),
         row_bytes=size / max(manifest["rows"], 1),
@@ -153,10 +161,8 @@ class _World:
         self.rng = rng
         chosen = rng.integers(len(pilot.draws), size=len(pilot.draws))
         picked = [pilot.draws[i] for i in chosen]
-        counts = [(len(one), sum(right for right, _, _ in one)) for one in picked]
-        states, times = np.unique(np.array(counts), axis=0, return_counts=True)
-        self.weights_G = fit_rates(states[:, 0], states[:, 1], times, rng)
-        self._learn_ways(picked)
+        self.known_P = np.array(pilot.known[:size])
+        self._learn_ways(picked, [pilot.known[i] for i in chosen])
         mean = {
             kind: float(
                 np.mean([t for one in picked for right, _, t in one if right is kind] or [0])
@@ -179,20 +185,28 @@ class _World:
             for kind in (True, False)
         }
         own = pilot.draws[:size]
-        self.known = [one[:n] for one in own] + [[] for _ in range(size - len(own))]
-        self.rates = rng.choice(RATES_G, size=size, p=self.weights_G)
-        for place, one in enumerate(own):
-            c = sum(right for right, _, _ in one)
-            with np.errstate(divide="ignore"):
-                weights = self.weights_G * RATES_G**c * (1 - RATES_G) ** (len(one) - c)
-            self.rates[place] = rng.choice(RATES_G, p=weights / weights.sum())
+        self.pilot = [one[:n] for one in own] + [[] for _ in range(size - len(own))]
+        self.rates = np.zeros(size)
+        # A policy may have been trained on just the solutions that are known.
+        for group in (False, True):
+            here = [one for i, one in zip(chosen, picked) if pilot.known[i] is group]
+            counts = np.array([_right_of(one) for one in here]).reshape(-1, 2)
+            states, times = np.unique(counts, axis=0, return_counts=True)
+            weights_G = fit_rates(states[:, 0], states[:, 1], times, rng)
+            (places,) = np.nonzero(self.known_P == group)
+            self.rates[places] = rng.choice(RATES_G, size=len(places), p=weights_G)
+            for place in places[places < len(own)]:
+                drawn, c = _right_of(own[place])
+                posterior = weights_G * RATES_G**c * (1 - RATES_G) ** (drawn - c)
+                self.rates[place] = rng.choice(RATES_G, p=posterior / posterior.sum())
         self.factors = rng.choice(factors, size=size)
 
-    def _learn_ways(self, picked: list[list[Draw]]) -> None:
-        most = 1 + max((len(one) for one in picked), default=1)
+    def _learn_ways(self, picked: list[list[Draw]], known: list[bool]) -> None:
+        most = 2 + max((len(one) for one in picked), default=1)
         seen, new = np.zeros((most, most)), np.zeros((most, most))
-        for one in picked:
-            c, ways = 0, set[int]()
+        for one, solved in zip(picked, known):
+            # A known way is as if it had been drawn first.
+            c, ways = int(solved), {_SAME} if solved else set[int]()
             for right, way, _ in one:
                 if not right:
                     continue
@@ -202,12 +216,17 @@ class _World:
                     new[c, d] += 1
                     ways.add(way)
                 c += 1
-        self._seen, self._new = seen, new
         self.new_CD = fit_new(seen, new)
 
     def is_new(self, c: int, d: int) -> bool:
+        """Of a right draw after c right ones in d ways, known ones in both."""
         rows_, columns = self.new_CD.shape
         return bool(self.rng.random() < self.new_CD[min(c, rows_ - 1), min(d, columns - 1)])
+
+
+def _right_of(draws: list[Draw]) -> tuple[int, int]:
+    """How many draws there are, and how many of them are right."""
+    return len(draws), sum(right for right, _, _ in draws)
 
 
 def _simulate(
@@ -221,16 +240,24 @@ def _simulate(
     world = _World(pilot, size, n, rng)
     board = Board(map(str, range(size)), n)
     fresh = _fresh_draws(world, rng)
+    known = world.known_P.astype(int)
     right, distinct = np.zeros(size, dtype=int), np.zeros(size, dtype=int)
+    # What a right answer repeats that is not new.
+    old = [_SAME if solved else 0 for solved in world.known_P]
     tokens, samples = 0.0, 0
-    for place, known in enumerate(world.known):
-        board.know(str(place), _SAME)
+    for place, drawn in enumerate(world.pilot):
+        if world.known_P[place]:
+            board.know(str(place), _SAME)
         ways: set[int] = set()
-        for index, (correct, way, length) in enumerate(known):
+        for index, (correct, way, length) in enumerate(drawn):
+            key = None
+            if correct:
+                key = old[place] if way is None else way
+                old[place] = old[place] or key
+                ways |= {key} - {_SAME}
             board.note(str(place), index)
-            board.judge(str(place), index, length, (way or _SAME) if correct else None)
+            board.judge(str(place), index, length, key)
             right[place] += correct
-            ways |= {way} if way is not None else set()
             tokens += length
             samples += 1
         distinct[place] = len(ways)
@@ -245,8 +272,11 @@ def _simulate(
         hit, cost = fresh(place)
         way = None
         if hit:
-            new = world.is_new(int(right[place]), int(distinct[place]))
-            way = samples if new else _SAME
+            before = int(right[place]) + known[place], int(distinct[place]) + known[place]
+            new = world.is_new(*before)
+            # Above any hash that the pilot's ways have.
+            way = (1 << 64) + samples if new else old[place]
+            old[place] = old[place] or way
             right[place] += 1
             distinct[place] += new
         tokens += cost

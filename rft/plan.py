@@ -254,7 +254,12 @@ class Plan:
 
     def _allocate(self, name: str, asked: Sample, where: str) -> dict[str, Any]:
         """What of an allocator the samples depend on."""
-        components.bind("allocators", asked.allocate, f"{where}.allocate")
+        target = components.argument("allocators", asked.allocate, "target", f"{where}.allocate")
+        if isinstance(target, int) and target > asked.n:
+            raise ConfigError(
+                f"{where}.allocate.args.target: no prompt can have {target} right answers of n = "
+                f"{asked.n} samples: raise n to several times the target, or lower the target"
+            )
         for i, scorer in enumerate(self.arms[name].score):
             if components.is_stream(scorer.use):
                 raise ConfigError(

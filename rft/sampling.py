@@ -12,7 +12,6 @@ their score stages, and allocators see the verdicts. Candidates reach the disk b
 
 import dataclasses
 import functools
-import inspect
 import resource
 import time
 from collections import Counter, deque
@@ -245,10 +244,8 @@ class Job:
 
     def _first_draws(self) -> int:
         """Draws that every prompt got whatever their verdicts: the allocator's argument `first`."""
-        made, args = components.bind("allocators", Component(**self.spec["allocate"]))
-        default = inspect.signature(made).parameters.get("first")
-        first = args.get("first", default.default if default else 0)
-        return int(min(first, self.decoding.n))
+        first = components.argument("allocators", Component(**self.spec["allocate"]), "first")
+        return int(min(first or 0, self.decoding.n))
 
 
 class _Scores:
@@ -304,7 +301,6 @@ class Feed(Iterator[Request | None]):
         self._tokens = self._finished = 0
         self._trace = [(time.monotonic(), 0, 0, 0)]
         """(time, tokens so far, samples so far, samples under way), four times a second."""
-        self._choices = {job: iter(_allocator(job)(job.board)) for job in jobs}
         self._stages = [(job, scores) for job in jobs for scores in job.scores]
         self._beside: dict[str, Beside] = {}
         for number, (_, scores) in enumerate(self._stages):
@@ -317,6 +313,8 @@ class Feed(Iterator[Request | None]):
             scores.beside, scores.number = self._beside[key], number
         for job in jobs:
             job.open()
+        # Now that the boards hold what is known.
+        self._choices = {job: iter(_allocator(job)(job.board)) for job in jobs}
 
     def __next__(self) -> Request | None:
         while True:

@@ -4,6 +4,7 @@ A prompt's samples are told apart by their indices alone, so which ones are draw
 number for each prompt (bit i for index i): ten million samples take tens of megabytes.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rft.equations import equations
@@ -22,7 +23,12 @@ def by_text(text: str) -> int:
     return hash(" ".join(text.split()))
 
 
-KEYS: dict[str, Key] = {"equations": by_equations, "text": by_text}
+def by_itself(text: str, _count: Iterator[int] = itertools.count()) -> int:
+    """Another number for every answer."""
+    return next(_count)
+
+
+KEYS: dict[str, Key] = {"equations": by_equations, "text": by_text, "any": by_itself}
 """What makes two right answers different ways (`sample.distinct`)."""
 
 
@@ -118,6 +124,7 @@ class Board:
         """A way that is not to be counted as distinct."""
         entry = self._entries[prompt_id]
         entry.ways = {*(entry.ways or ()), way}
+        entry.known = len(entry.ways)
 
     def judge(self, prompt_id: str, index: int, tokens: int, way: int | None) -> None:
         """A verdict has come. way: key of a correct answer, None for any other."""

@@ -222,10 +222,11 @@ class Tally:
     judged: int = 0
     correct: int = 0
     distinct: int = 0
-    """Different ways among the correct ones (`sample.distinct`); a worked solution's own way that is
-    trained on anyway is not counted."""
+    """Different ways among the correct ones (`sample.distinct`), `known` ones not counted."""
     tokens: int = 0
     """Completion tokens of the judged samples."""
+    known: int = 0
+    """Ways that are known beforehand: a worked solution's, where it is trained on anyway."""
 
 
 class Tallies(Protocol):

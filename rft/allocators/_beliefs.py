@@ -15,8 +15,12 @@ something without p (Berger and Wolpert 1988, The Likelihood Principle). It woul
 counted samples in the order in which they finish, since right answers are shorter; it doesn't. What
 remains is that a long answer under way is missing, which is a passing fault at the start of a run.
 
+Prompts of which a way is known beforehand have rates apart: a policy was often trained on just these
+solutions.
+
 *New.* A right draw is a new way with a probability that depends on c, the right ones before it, and
-d, the ways among them. Any model of species sampling gives such a table (Pitman 1996); it is learnt
+d, the ways among them. A worked solution that is known counts as one of either: it is as if it had been
+drawn first. Any model of species sampling gives such a table (Pitman 1996); it is learnt
 as a logistic regression on log(1+c) and log(1+d), and where a cell has been seen often, its own
 frequency counts more than the regression. A cell's frequency is unbiased whatever the stopping
 rule.
@@ -26,6 +30,7 @@ a prompt has a factor upon these: its own tokens against the expected, shrunk to
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,10 +60,11 @@ further one less likely so unless those before were new."""
 
 @dataclass(frozen=True)
 class Beliefs:
-    """What holds for every prompt of a pool."""
+    """What holds for every prompt of a pool that has as many known ways."""
 
     new: Floats
-    """(C, target): probability that a right draw is a new way, by c and d."""
+    """(C, target): probability that a right draw is a new way, by c and d, those known beforehand left
+    out of both."""
     right: Floats
     """(N, C): probability that the next draw is right after c right ones of n, by n and c. Where c
     is above n it is that of c = n."""
@@ -147,13 +153,14 @@ def fit_rates(n: Ints, c: Ints, times: Ints, rng: np.random.Generator | None = N
 
 
 def fit_new(seen: Floats, new: Floats) -> Floats:
-    """Probability that a right draw is a new way, by c and d: (C, target).
+    """Probability that a right draw is a new way, by c and d, known ones in both: (C, D).
 
-    seen, new: (C, target), right draws at c and d, and how many of them were new.
+    seen, new: (C, D), right draws at c and d, and how many of them were new.
     """
     c, d = np.meshgrid(np.arange(seen.shape[0]), np.arange(seen.shape[1]), indexing="ij")
     x_C3 = np.stack([np.ones(c.shape), np.log1p(c), np.log1p(d)], axis=-1)
     there = seen > 0
+    there[0, 0] = False
     x, trials, hits = x_C3[there], seen[there], new[there]
     b = _USUAL.copy()
     for _ in range(25):  # Newton's method; the ridge makes it converge
@@ -165,7 +172,9 @@ def fit_new(seen: Floats, new: Floats) -> Floats:
         if np.abs(step).max() < 1e-6:
             break
     smooth = 1 / (1 + np.exp(-(x_C3 @ b)))
-    return (new + _CELL * smooth) / (seen + _CELL)
+    table = (new + _CELL * smooth) / (seen + _CELL)
+    table[0, 0] = 1.0  # nothing was there that it could repeat
+    return table
 
 
 def fit_tokens(moments: Floats, weights_G: Floats) -> tuple[float, float, float]:
@@ -187,15 +196,31 @@ def fit_tokens(moments: Floats, weights_G: Floats) -> tuple[float, float, float]
 
 
 def believe(
-    horizon: int, n: Ints, c: Ints, times: Ints, seen: Floats, new: Floats, moments: Floats
-) -> Beliefs:
-    """All of the above, for up to `horizon` draws. Nothing seen gives what is usual."""
-    weights_G = fit_rates(n, c, times)
-    right, wrong, unit = fit_tokens(moments, weights_G)
-    return Beliefs(
-        fit_new(seen, new),
-        _posterior(weights_G, horizon + 1, len(seen)),
-        right / unit,
-        wrong / unit,
-        unit,
-    )
+    horizon: int,
+    target: int,
+    groups: Sequence[Sequence[Ints]],
+    seen: Floats,
+    new: Floats,
+    moments: Floats,
+) -> list[Beliefs]:
+    """All of the above, for up to `horizon` draws, of prompts without a known way, with one, and so on.
+    Nothing seen gives what is usual.
+
+    groups: of each n, c and times as in `fit_rates`. seen, new: as in `fit_new`, (C, D) with D at
+    least target plus the most known ways.
+    """
+    weights = [fit_rates(n, c, times) for n, c, times in groups]
+    shares = [float(times.sum()) for _, _, times in groups]
+    all_G = np.average(weights, axis=0, weights=shares if sum(shares) else None)
+    right, wrong, unit = fit_tokens(moments, all_G)
+    table = fit_new(seen, new)
+    return [
+        Beliefs(
+            table[known:, known : known + target],
+            _posterior(weights_G, horizon + 1, len(table) - known),
+            right / unit,
+            wrong / unit,
+            unit,
+        )
+        for known, weights_G in enumerate(weights)
+    ]

@@ -19,6 +19,8 @@ CLASSES = 1 + len(SURE)
 _FIRST_FIT = 64
 _MOST = 511
 """Most right draws of a prompt that are told apart."""
+_MOST_KNOWN = 4
+"""Most known ways of a prompt that are told apart."""
 _LONGEST = 4096
 """Most draws of a prompt that a plan looks ahead to, and so most that are made."""
 _FACTORS = (0.5, 0.71, 1.0, 1.41, 2.0)
@@ -43,9 +45,13 @@ class Pool:
         self._n, self._c, self._d = (array("l", bytes(8 * count)) for _ in range(3))
         self._tokens = array("l", bytes(8 * count))
         self._length = bytearray([2]) * count
-        self._rows = min(self.horizon, _MOST) + 1
-        self._seen = [0.0] * (self._rows * target)
-        self._new = [0.0] * (self._rows * target)
+        self._known = bytearray(min(tally.known, _MOST_KNOWN) for tally in tallies)
+        self._groups = 1 + max(self._known, default=0)
+        # Right draws and ways, with the known ones in both.
+        self._rows = min(self.horizon, _MOST) + self._groups
+        self._width = target + self._groups - 1
+        self._seen = [0.0] * (self._rows * self._width)
+        self._new = [0.0] * (self._rows * self._width)
         self._moments = [0.0] * 5
         self._plans: list[Plan | None] = []
         self._fit()
@@ -63,7 +69,9 @@ class Pool:
             moments[3] += right * more
             if wrong:
                 moments[1] += right * wrong
-            self._count(self._c[place], self._d[place], right, d - self._d[place])
+            known = self._known[place]
+            before = self._c[place] + known, self._d[place] + known
+            self._count(*before, right, d - self._d[place])
         if wrong:
             moments[2] += wrong * wrong
             moments[4] += wrong * more
@@ -73,13 +81,15 @@ class Pool:
 
     def _count(self, c: int, d: int, right: int, new: int) -> None:
         """Right draws that were judged together: their order is not known, so the new ways among
-        them are spread evenly."""
-        target, share = self.target, new / right
+        them are spread evenly, but for the very first, which is new."""
+        if not c:
+            c, d, right, new = 1, 1, right - 1, new - 1
+        share = new / max(right, 1)
         for i in range(right):
             at = d + int(i * share)
-            if at >= target or c + i >= self._rows:
+            if at >= self._width or c + i >= self._rows:
                 return
-            cell = (c + i) * target + at
+            cell = (c + i) * self._width + at
             self._seen[cell] += 1
             self._new[cell] += share
 
@@ -92,8 +102,8 @@ class Pool:
         c, d = tally.correct, tally.distinct
         if d >= self.target:
             return NEVER
-        length = self._length[place]
-        plan = self._plans[length] or self._plan(length)
+        kind_of = self._known[place] * len(_FACTORS) + self._length[place]
+        plan = self._plans[kind_of] or self._plan(kind_of)
         if c > plan.most or n >= plan.horizon:
             return NEVER
         at = ((n * (plan.most + 1) + c) * self.target + d) * len(SURE)
@@ -121,43 +131,52 @@ class Pool:
         """
         n, c, d = (np.frombuffer(x, dtype=np.int64) for x in (self._n, self._c, self._d))
         length = np.frombuffer(self._length, dtype=np.uint8)
-        states = [
-            _distinct(n[here], c[here], d[here])
-            for here in (length == i for i in range(len(_FACTORS)))
-        ]
+        known = np.frombuffer(self._known, dtype=np.uint8)
         # A price of r for answers twice as long is one of r / 2.
         middle = len(_FACTORS) // 2
         wide = steps + middle
         prices = self.price * np.sqrt(2.0) ** np.arange(-wide, wide + 1)
-        tokens_LK = spend(self._beliefs, prices, self.target, self.first, self.horizon, states)
         count = 2 * steps + 1
         total = np.zeros(count)
-        for i, factor in enumerate(_FACTORS):
-            begin = 2 * middle - i
-            total += factor * tokens_LK[i, begin : begin + count]
+        for group, beliefs in enumerate(self._beliefs):
+            states = [
+                _distinct(n[here], c[here], d[here])
+                for here in ((length == i) & (known == group) for i in range(len(_FACTORS)))
+            ]
+            tokens_LK = spend(beliefs, prices, self.target, self.first, self.horizon, states)
+            for i, factor in enumerate(_FACTORS):
+                begin = 2 * middle - i
+                total += factor * tokens_LK[i, begin : begin + count]
         return prices[middle:-middle], total
 
     def charge(self, price: float) -> None:
         """Another price from now on."""
         self.price = price
-        self._plans = [None] * len(_FACTORS)
+        self._plans = [None] * (self._groups * len(_FACTORS))
 
-    def _plan(self, length: int) -> Plan:
-        made = plan(
-            self._beliefs, self.price, _FACTORS[length], self.target, self.first, self.horizon
-        )
-        self._plans[length] = made
+    def _plan(self, kind: int) -> Plan:
+        """kind: known ways and class of length, as in `classify`."""
+        known, length = divmod(kind, len(_FACTORS))
+        beliefs, factor = self._beliefs[known], _FACTORS[length]
+        made = plan(beliefs, self.price, factor, self.target, self.first, self.horizon)
+        self._plans[kind] = made
         return made
 
     def _fit(self) -> None:
         n, c = (np.frombuffer(x, dtype=np.int64) for x in (self._n, self._c))
-        touched = n > 0
-        n, c, times = _distinct(n[touched], c[touched])
-        shape = (self._rows, self.target)
+        known = np.frombuffer(self._known, dtype=np.uint8)
+        groups = []
+        for group in range(self._groups):
+            here = (n > 0) & (known == group)
+            groups.append(_distinct(n[here], c[here]))
+        shape = (self._rows, self._width)
         seen, new = (np.array(x).reshape(shape) for x in (self._seen, self._new))
-        self._beliefs = believe(self.horizon, n, c, times, seen, new, np.array(self._moments))
-        unit = self._beliefs.unit
-        self._right, self._wrong = self._beliefs.right_cost * unit, self._beliefs.wrong_cost * unit
+        self._beliefs = believe(
+            self.horizon, self.target, groups, seen, new, np.array(self._moments)
+        )
+        one = self._beliefs[0]
+        unit = one.unit
+        self._right, self._wrong = one.right_cost * unit, one.wrong_cost * unit
         # Tokens of so many average draws, beside a prompt's own. Before any is known: as good as
         # all.
         self._prior = _SHRINK * unit if self.judged else 1e12

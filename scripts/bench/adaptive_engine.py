@@ -13,6 +13,7 @@ occupancy is their share of `max_num_seqs` over time, until 98% of the tokens ar
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,16 +24,19 @@ from typing import Any
 
 import numpy as np
 
-from rft import loader, rows
-from rft.plan import Plan
+from rft import rows
 from rft.tallies import KEYS
 from rft.types import Candidate, Prompt, Request, Sampler, ScoreRow, Setup, Verdict
 
 TARGET = 4
 
 
-def watched(setup: Setup, *, log: str) -> Sampler:
-    """The vLLM sampler; writes to `log` how full the engine was."""
+LOG = "RFT_BENCH_LOG"
+"""Environment variable: a file among a sampler's arguments would be part of every sample's id."""
+
+
+def watched(setup: Setup) -> Sampler:
+    """The vLLM sampler; writes to the file named by LOG how full the engine was."""
     from rft.samplers.vllm import vllm
 
     inner: Any = vllm(setup)
@@ -58,7 +62,7 @@ def watched(setup: Setup, *, log: str) -> Sampler:
         def close(self) -> None:
             inner.close()
             slots = inner._engine.vllm_config.scheduler_config.max_num_seqs
-            Path(log).write_text(json.dumps({"slots": slots, "trace": trace}))
+            Path(os.environ[LOG]).write_text(json.dumps({"slots": slots, "trace": trace}))
 
     return Watched()
 
@@ -80,17 +84,15 @@ def full(log: Path) -> tuple[float, float]:
     return float((share * spans).sum() / spans.sum()), float(tokens[-1] / (at[-1] - at[0]))
 
 
-def pool(words: list[str], arm: str) -> tuple[np.ndarray, np.ndarray]:
+def pool(home: Path) -> tuple[np.ndarray, np.ndarray]:
     """Different right answers and tokens of each problem's first i samples: (P, n + 1) each. Where
     a problem has fewer, both stay."""
-    plan = Plan(loader.load(words[0], words[1:]))
-    link = next(row for row in plan.rows if row.arm == arm).links
-    prompts = {p.id: p for p in rows.read(link["1_prompts"].dir.path / "train", Prompt)}
-    verdicts = {r.id: r.verdict for r in rows.read(link["3_score"].dir.path, ScoreRow)}
+    prompts = {p.id: p for p in rows.read((home / "1_prompts").resolve() / "train", Prompt)}
+    verdicts = {r.id: r.verdict for r in rows.read((home / "3_score").resolve(), ScoreRow)}
     way = KEYS["equations"]
     by: dict[str, list[tuple[int, str | None, int]]] = {}
     columns = ["id", "prompt_id", "index", "text", "token_ids"]
-    for c in rows.read(link["2_sample"].dir.path, Candidate, columns):
+    for c in rows.read((home / "2_sample").resolve(), Candidate, columns):
         text = c.text if verdicts[c.id] is Verdict.CORRECT else None
         by.setdefault(c.prompt_id, []).append((c.index, text, len(c.token_ids)))
     deep = max(map(len, by.values()))
@@ -120,14 +122,15 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log = folder / "trace.json"
+    os.environ[LOG] = str(log)
     common = [
         *(args.config, f"runs={folder}", *args.set),
         *("arms.random=null", "arms.sft_matched=null"),
-        *(f"sample.use={Path(__file__).resolve()}:watched", f"sample.args={{log: {log}}}"),
+        f"sample.use={Path(__file__).resolve()}:watched",
     ]
     uniform = [*common, f"sample.n={args.n}", "name=uniform"]
     rft("score", *uniform)
-    even_d, even_t = pool(uniform, args.arm)
+    even_d, even_t = pool(folder / "uniform" / args.arm / "seed0")
     even_occupancy, even_speed = full(log)
     covers = even_d.mean(axis=0)
     print(
@@ -142,7 +145,7 @@ def main() -> None:
             f"name=price{price:g}",
         ]
         rft("score", *words)
-        d, t = pool(words, args.arm)
+        d, t = pool(folder / f"price{price:g}" / args.arm / "seed0")
         coverage, tokens = d[:, -1].mean(), t[:, -1].sum()
         occupancy, speed = full(log)
         n = float(np.interp(coverage, covers, range(len(covers))))

@@ -124,8 +124,10 @@ MIXES = {
 class World:
     """What every sample of a pool would be, by prompt and index: (P, N)."""
 
-    def __init__(self, right: Any, new: Any, tokens: Any):
+    def __init__(self, right: Any, new: Any, tokens: Any, known: Any = None):
         self.right, self.new, self.tokens = right, new, tokens
+        self.known = np.ones(len(right), dtype=bool) if known is None else known
+        """Whether a prompt has a worked solution, whose way is no new one: (P,)."""
         zero = np.zeros((len(right), 1), dtype=np.int64)
         self.c = np.hstack([zero, right.cumsum(axis=1)]).astype(np.int16)
         """Right among the first n: (P, N+1)."""
@@ -179,6 +181,7 @@ def recorded(folder: Path, distinct: str = "equations") -> World:
     deep = min(map(len, drawn.values()))
     right = np.zeros((len(drawn), deep), dtype=bool)
     new, tokens = np.zeros_like(right), np.zeros(right.shape, dtype=np.int16)
+    known = np.array([prompts[id].solution is not None for id in drawn])
     for place, (prompt_id, candidates) in enumerate(drawn.items()):
         solution = prompts[prompt_id].solution
         seen = set() if solution is None else {KEYS[distinct](solution)}
@@ -189,7 +192,7 @@ def recorded(folder: Path, distinct: str = "equations") -> World:
                 right[place, row.index] = True
                 new[place, row.index] = way not in seen
                 seen.add(way)
-    return World(right, new, tokens)
+    return World(right, new, tokens, known)
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,9 @@ def drive(
     prompts = len(world.right)
     board = Board(map(str, range(prompts)), limit)
     right, new, tokens = world.right, world.new, world.tokens
-    for place in range(prompts):
+    # A way that is not new is the data's own or the first, as good as any other that is there.
+    old = np.where(world.known, -1, new.argmax(axis=1)).tolist()
+    for place in np.flatnonzero(world.known):
         board.know(str(place), -1)
     choices = allocator(board)
     running: list[tuple[float, int, int]] = []
@@ -218,8 +223,7 @@ def drive(
     while True:
         while verdicts and verdicts[0][0] <= now:
             _, place, index = verdicts.popleft()
-            # A way that is not new is the data's own, as good as any other that is known.
-            way = index if new[place, index] else -1
+            way = index if new[place, index] else old[place]
             board.judge(
                 str(place), index, int(tokens[place, index]), way if right[place, index] else None
             )

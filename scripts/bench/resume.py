@@ -24,13 +24,16 @@ from pathlib import Path
 from rft import rows
 from rft.types import Candidate, Request, Sampler, Setup
 
+LOG = "RFT_BENCH_LOG"
+"""Environment variable: a file among a sampler's arguments would be part of every sample's id."""
 
-def counted(setup: Setup, *, log: str) -> Sampler:
-    """The vLLM sampler, with a line in `log` for every request that it takes."""
+
+def counted(setup: Setup) -> Sampler:
+    """The vLLM sampler, with a line in the file named by LOG for every request that it takes."""
     from rft.samplers.vllm import vllm
 
     inner = vllm(setup)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(os.environ[LOG], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     class Counted:
         def sample(self, source: Iterator[Request | None]) -> Iterator[Candidate]:
@@ -66,10 +69,11 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log = folder / "requests.log"
+    os.environ[LOG] = str(log)
     command = [
         *(sys.executable, "-m", "rft.cli", "sample", args.config, f"runs={folder}", "name=killed"),
         *("arms.random=null", "arms.sft_matched=null", f"sample.n={args.n}"),
-        *(f"sample.use={Path(__file__).resolve()}:counted", f"sample.args={{log: {log}}}"),
+        f"sample.use={Path(__file__).resolve()}:counted",
     ]
     kills, started = 0, time.monotonic()
     while True:

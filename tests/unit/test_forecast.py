@@ -47,7 +47,9 @@ class World:
 
 
 def of(draws: list[list[Draw]], prompts: int) -> Pilot:
-    return Pilot(draws, prompts, rate=1000.0, start_s=20.0, row_bytes=500.0, memory_gb=None)
+    return Pilot(
+        draws, [False] * prompts, rate=1000.0, start_s=20.0, row_bytes=500.0, memory_gb=None
+    )
 
 
 def test_uniform_runs_fall_within_their_intervals() -> None:
@@ -93,3 +95,21 @@ def test_nothing_right_in_the_pilot_promises_little_and_not_nothing() -> None:
     pilot = of([[(False, None, 30)] * 8 for _ in range(48)], 480)
     told = forecast(pilot, 16, Component(use="uniform"))
     assert told["correct"].low < 20 and told["correct"].high > 0 and LEVEL == 0.9
+
+
+def test_a_known_solutions_way_is_none_that_counts() -> None:
+    """Half of the prompts have a solution, and their right answers nearly always repeat it."""
+    rng = np.random.default_rng(4)
+    draws: list[list[Draw]] = []
+    for i in range(48):
+        known = i % 2 == 0
+        ways = [
+            None if known and rng.random() < 0.95 else int(rng.integers(1, 3)) for _ in range(8)
+        ]
+        draws.append([(bool(rng.random() < 0.7), way, 30) for way in ways])
+    draws = [[(right, way if right else None, t) for right, way, t in one] for one in draws]
+    pilot = Pilot(draws, [i % 2 == 0 for i in range(480)], 1000.0, 20.0, 500.0, None)
+    told = forecast(pilot, 8, Component(use="uniform"))
+    # 240 without a solution have about 1.9 of two ways each, the others one of three in ten.
+    assert 400 < told["distinct"].value < 600
+    assert told["solved"].value > 470

@@ -317,6 +317,12 @@ def test_allocator_makes_the_samples_depend_on_the_scorers(bench: Bench) -> None
         bench.plan(sample={**adaptive, "allocate": {**adaptive["allocate"], "args": {"mots": 2}}})
 
 
+@pytest.mark.parametrize("args, n", [({"target": 9}, 8), ({}, 3)], ids=["given", "default"])
+def test_target_that_no_prompt_can_reach(bench: Bench, args: dict[str, Any], n: int) -> None:
+    with pytest.raises(ConfigError, match=r"sample\.allocate\.args\.target: no prompt.* n = "):
+        bench.plan(sample={"n": n, "allocate": {"use": "adaptive", "args": args}})
+
+
 def test_engines_on_many_machines_draw_the_same_samples(bench: Bench) -> None:
     here = bench.plan(sample={"policy": "base"})
     there = bench.plan(sample={"policy": "base", "use": "ray"})

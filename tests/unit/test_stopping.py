@@ -198,7 +198,7 @@ def test_new_ways_are_learnt() -> None:
 def test_nothing_seen_gives_something_usual() -> None:
     empty = np.zeros(0, dtype=np.int64)
     cells = np.zeros((33, 4))
-    known = _beliefs.believe(32, empty, empty, empty, cells, cells, np.zeros(5))
+    (known,) = _beliefs.believe(32, 4, [(empty, empty, empty)], cells, cells, np.zeros(5))
     assert known.right_cost == known.wrong_cost == pytest.approx(1)
     assert 0.1 < known.right[0, 0] < 0.6
     assert known.right[20, 0] < known.right[4, 0] < known.right[4, 3]
