@@ -392,16 +392,20 @@ def _report(plan: Plan, lock: int) -> None:
     entries = []
     for row in plan.rows:
         link = {name: str(node.dir.path) for name, node in row.links.items()}
-        samples = [n for n in link if n.startswith("2_sample") and n != "2_sample_reference"]
-        scores = [n for n in link if n.startswith("3_score") and n != "3_score_reference"]
         entries.append(
             {
                 "arm": row.arm,
                 "seed": row.seed,
                 "prompts": link["1_prompts"],
-                "pool": samples[0].removeprefix("2_sample_") if len(samples) > 1 else None,
-                "sample": link[samples[0]] if samples else None,
-                "score": link[scores[0]] if scores else None,
+                "pools": [
+                    {
+                        "name": name.removeprefix("2_sample").removeprefix("_"),
+                        "sample": link[name],
+                        "score": link[name.replace("2_sample", "3_score")],
+                    }
+                    for name in link
+                    if name.startswith("2_sample") and name != "2_sample_reference"
+                ],
                 "select": link.get("4_select"),
                 "train": link.get("5_train"),
                 "eval_sample": link["6_eval_sample"],

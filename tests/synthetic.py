@@ -55,10 +55,10 @@ def build(
     for seed in seeds:
         pool = _pool(root, f"pool-{seed}", rng, train, sample_n, dict.fromkeys(hardness, 0.5))
         for arm in arms:
-            entry: dict[str, Any] = dict.fromkeys(("sample", "score", "select", "train"))
-            entry |= {"arm": arm, "seed": seed, "prompts": str(prompts)}
+            entry: dict[str, Any] = dict.fromkeys(("select", "train"))
+            entry |= {"arm": arm, "seed": seed, "prompts": str(prompts), "pools": []}
             if arm in ("rft", "random"):
-                entry |= {"sample": str(pool[0]), "score": str(pool[1])}
+                entry["pools"] = [{"name": "", "sample": str(pool[0]), "score": str(pool[1])}]
             if arm != "base":
                 sampled = pool if arm in ("rft", "random") else None
                 entry["select"] = str(_select(root, f"{arm}-{seed}", rng, train, sampled))

@@ -70,7 +70,7 @@ def headline_arm(runs: list[ArmRun], baseline: str | None) -> str | None:
         return None
     if any(run.arm == "rft" for run in others):
         return "rft"
-    sampled = [run.arm for run in others if "sample" in run.folders]
+    sampled = [run.arm for run in others if run.pools]
     return sampled[-1] if sampled else others[-1].arm
 
 
@@ -161,7 +161,7 @@ def _one(run: ArmRun, ks: list[int], level: float, resamples: int) -> dict[str, 
         "train_rows": select.get("rows") if "train" in run.folders else None,
         "train_rows_sampled": select.get("sampled") if "train" in run.folders else None,
         "steps": run.steps,
-        "seconds": {s: run.manifests[s].get("seconds") for s in STAGES if s in run.manifests},
+        "seconds": {s: told for s in STAGES if (told := run.seconds(s)) is not None},
     }
 
 

@@ -31,7 +31,7 @@ def clean(text: str) -> str:
 
 def candidates(run: ArmRun, count: int = 20, seed: int = 0) -> list[dict[str, Any]]:
     """Sampled training candidates of one arm with verdict and reason, spread over the reasons."""
-    pool = rows.ids(run.folders["sample"])
+    pool = {id for one in run.pools for id in rows.ids(one.sample)}
     by_reason: dict[str, list[str]] = defaultdict(list)
     whole: dict[str, str] = {}
     for choice in rows.read(run.folders["select"] / "choices", ChoiceRow):
@@ -49,8 +49,8 @@ def candidates(run: ArmRun, count: int = 20, seed: int = 0) -> list[dict[str, An
         for reason in order:
             if by_reason[reason] and len(reasons) < count:
                 reasons[by_reason[reason].pop()] = reason
-    found = _texts(run.folders["sample"], reasons)
-    told = {r.id: r for r in rows.read(run.folders["score"], ScoreRow) if r.id in reasons}
+    found = {id: c for one in run.pools for id, c in _texts(one.sample, reasons).items()}
+    told = {r.id: r for one in run.pools for r in rows.read(one.score, ScoreRow) if r.id in reasons}
     asked = _prompts(run.folders["prompts"] / "train", {c.prompt_id for c in found.values()})
     place = {reason: i for i, reason in enumerate(order)}
     ids = sorted(found, key=lambda i: (place[reasons[i]], i))

@@ -12,6 +12,19 @@ from rft import rows
 from rft.rundir import StageDir
 from rft.types import ProblemRow, RftError
 
+
+@dataclass(frozen=True)
+class Pool:
+    """One source of an arm's candidates."""
+
+    name: str
+    """Empty where there is one only."""
+    sample: Path
+    score: Path
+    sample_manifest: dict[str, Any]
+    score_manifest: dict[str, Any]
+
+
 STAGES = ("prompts", "sample", "score", "select", "train", "eval_sample", "eval_score", "eval")
 """Keys of an arm's entry in the job that name stage folders, in the order in which they ran."""
 
@@ -29,8 +42,9 @@ class ArmRun:
     """In the order of prompt ids, which is the same for all arms."""
     losses: tuple[tuple[int, float], ...]
     """(optimizer step, training loss)."""
-    pool: str | None = None
-    """Of several policies that were sampled, the one whose samples are shown."""
+    pools: tuple[Pool, ...] = ()
+    """What was sampled for training, in the order of the settings; `sample` and `score` are missing in
+    `folders`."""
 
     @property
     def correct_P(self) -> NDArray[np.int64]:
@@ -43,6 +57,13 @@ class ArmRun:
     @property
     def accuracy_P(self) -> NDArray[np.float64]:
         return self.correct_P / self.n_P
+
+    def seconds(self, stage: str) -> float | None:
+        """What a stage took, all pools together; None where the arm has none of it."""
+        if stage in ("sample", "score"):
+            told = [getattr(pool, f"{stage}_manifest").get("seconds") for pool in self.pools]
+            return sum(one or 0.0 for one in told) if told else None
+        return self.manifests.get(stage, {}).get("seconds")
 
     @property
     def steps(self) -> int | None:
@@ -71,7 +92,17 @@ def load(job: dict[str, Any]) -> list[ArmRun]:
 
 def _arm(entry: dict[str, Any]) -> ArmRun:
     folders = {stage: Path(entry[stage]) for stage in STAGES if entry.get(stage)}
-    manifests = {stage: StageDir(folder).manifest() or {} for stage, folder in folders.items()}
+    manifests = {stage: _manifest(folder) for stage, folder in folders.items()}
+    pools = tuple(
+        Pool(
+            one["name"],
+            Path(one["sample"]),
+            Path(one["score"]),
+            _manifest(Path(one["sample"])),
+            _manifest(Path(one["score"])),
+        )
+        for one in entry["pools"]
+    )
     problems = sorted(rows.read(folders["eval"], ProblemRow), key=lambda p: p.prompt_id)
     if not problems:
         raise RftError(
@@ -85,8 +116,12 @@ def _arm(entry: dict[str, Any]) -> ArmRun:
         manifests,
         tuple(problems),
         losses,
-        entry.get("pool"),
+        pools,
     )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return StageDir(folder).manifest() or {}
 
 
 def _losses(path: Path) -> tuple[tuple[int, float], ...]:

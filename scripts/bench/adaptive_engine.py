@@ -84,12 +84,12 @@ def full(log: Path) -> tuple[float, float]:
     return float((share * spans).sum() / spans.sum()), float(tokens[-1] / (at[-1] - at[0]))
 
 
-def pool(home: Path) -> tuple[np.ndarray, np.ndarray]:
+def pool(home: Path, distinct: str) -> tuple[np.ndarray, np.ndarray]:
     """Different right answers and tokens of each problem's first i samples: (P, n + 1) each. Where
     a problem has fewer, both stay."""
     prompts = {p.id: p for p in rows.read((home / "1_prompts").resolve() / "train", Prompt)}
     verdicts = {r.id: r.verdict for r in rows.read((home / "3_score").resolve(), ScoreRow)}
-    way = KEYS["equations"]
+    way = KEYS[distinct]
     by: dict[str, list[tuple[int, str | None, int]]] = {}
     columns = ["id", "prompt_id", "index", "text", "token_ids"]
     for c in rows.read((home / "2_sample").resolve(), Candidate, columns):
@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="of the uniform pool")
     parser.add_argument("--most", type=int, default=512, help="sample.n of the adaptive ones")
     parser.add_argument("--price", type=float, nargs="+", default=[8.0, 24.0])
+    parser.add_argument("--distinct", default="equations", choices=KEYS)
     parser.add_argument("--set", nargs="*", default=[], help="settings of all runs")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-adaptive"))
     args = parser.parse_args()
@@ -130,7 +131,7 @@ def main() -> None:
     ]
     uniform = [*common, f"sample.n={args.n}", "name=uniform"]
     rft("score", *uniform)
-    even_d, even_t = pool(folder / "uniform" / args.arm / "seed0")
+    even_d, even_t = pool(folder / "uniform" / args.arm / "seed0", args.distinct)
     even_occupancy, even_speed = full(log)
     covers = even_d.mean(axis=0)
     print(
@@ -139,13 +140,15 @@ def main() -> None:
         flush=True,
     )
     for price in args.price:
+        name = f"price{price:g}-{args.distinct}"
         words = [
             *(*common, f"sample.n={args.most}", "sample.allocate.use=adaptive"),
             f"sample.allocate.args={{target: {TARGET}, price: {price}}}",
-            f"name=price{price:g}",
+            f"name={name}",
+            f"sample.distinct={args.distinct}",
         ]
         rft("score", *words)
-        d, t = pool(folder / f"price{price:g}" / args.arm / "seed0")
+        d, t = pool(folder / name / args.arm / "seed0", args.distinct)
         coverage, tokens = d[:, -1].mean(), t[:, -1].sum()
         occupancy, speed = full(log)
         n = float(np.interp(coverage, covers, range(len(covers))))

@@ -331,7 +331,7 @@ def test_a_second_writing_is_the_same_page(one: dict[str, Any]) -> None:
 def test_examples_are_spread_over_the_reasons(one: dict[str, Any]) -> None:
     run = next(r for r in load.load(one) if r.arm == "rft")
     shown = examples.candidates(run)
-    pool = rows.ids(run.folders["sample"])
+    pool = rows.ids(run.pools[0].sample)
     choices = [c for c in rows.read(run.folders["select"] / "choices", ChoiceRow) if c.id in pool]
     counts = Counter(one["reason"] for one in shown)
     assert len(shown) == 20
