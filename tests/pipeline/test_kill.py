@@ -28,8 +28,10 @@ MOMENTS = {
     "eval sample (rft": 8,
 }
 """Line of output at which a stage begins, and how long it lasts here at the most, in seconds."""
-ROUNDS = 2
+ROUNDS = 1
 """How often each of these is killed. A stage that is begun again is killed again."""
+MORE = 18
+"""Samples of each prompt, of which a finished run has 8: enough to be stopped twice on the way."""
 
 
 def contents(run: Path) -> dict[str, object]:
@@ -97,7 +99,7 @@ def test_what_vllm_has_drawn_is_kept_and_only_the_rest_is_drawn(
 ) -> None:
     """Samples are added to a finished run, with a SIGKILL and a Ctrl-C on the way."""
     runs = copy(finished, tmp_path)
-    args = command("sample", runs, "sample.n=24", "--update")
+    args = command("sample", runs, f"sample.n={MORE}", "--update")
     link = runs / "quickstart/rft/seed0/2_sample"
     kept = rows.ids(link.resolve())
     assert len(kept) == 100 * 8
@@ -109,11 +111,11 @@ def test_what_vllm_has_drawn_is_kept_and_only_the_rest_is_drawn(
         until(lambda: not stage_processes(runs), 10)
         assert has_more(link, kept)
         kept = rows.ids(link.resolve())
-    assert len(kept) < 100 * 24
+    assert len(kept) < 100 * MORE
     done = rft(*args, timeout=600)
     assert done.returncode == 0, done.stderr
     folder = link.resolve()
     manifest = rundir.StageDir(folder).manifest()
-    assert manifest is not None and manifest["rows"] == 100 * 24
-    assert manifest["engine"]["requests"] == 100 * 24 - len(kept)
-    assert kept < rows.ids(folder) and len(written(folder)) == 100 * 24
+    assert manifest is not None and manifest["rows"] == 100 * MORE
+    assert manifest["engine"]["requests"] == 100 * MORE - len(kept)
+    assert kept < rows.ids(folder) and len(written(folder)) == 100 * MORE
