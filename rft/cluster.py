@@ -50,9 +50,51 @@ class Node:
 def connect(address: str | None) -> Callable[[], None]:
     """Joins the cluster at `address`, or starts Ray here if it is None; returns what undoes it.
 
+    A process has one cluster: who comes second shares it, and who leaves last ends it.
+
     address: `auto` (the cluster that this machine is a node of), `host:6379` (the same, by name), or
     `ray://host:10001` (Ray Client, from anywhere). Raises RftError if that cannot be.
     """
+    with _CONNECTING:
+        if _joined:
+            if address != _joined[0].address:
+                raise RftError(
+                    f"ray: {address or 'a Ray of its own'} is asked for, and this process is in "
+                    f"{_joined[0].address or 'a Ray of its own'} already: give samplers (args.address) "
+                    "and scorers (ray.address) the same"
+                )
+        else:
+            _joined.append(_Joined(address, _join(address)))
+        _joined[0].users += 1
+    left = False
+
+    def leave() -> None:
+        nonlocal left
+        with _CONNECTING:
+            if left:
+                return
+            left = True
+            _joined[0].users -= 1
+            if not _joined[0].users:
+                _joined.pop().end()
+
+    return leave
+
+
+@dataclass
+class _Joined:
+    """The cluster that this process is in."""
+
+    address: str | None
+    end: Callable[[], None]
+    users: int = 0
+
+
+_joined: list[_Joined] = []
+_CONNECTING = threading.Lock()
+
+
+def _join(address: str | None) -> Callable[[], None]:
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     _set_environment(address)
     try:
@@ -62,8 +104,6 @@ def connect(address: str | None) -> Callable[[], None]:
             f"ray: it cannot be imported ({fault}): install rft with its extra: `pip install "
             "'rft[ray]'`"
         ) from fault
-    if ray.is_initialized():
-        return lambda: None  # whoever joined before leaves later
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         options |= {
@@ -341,12 +381,11 @@ def run(
     timeout_s: float,
     memory_gb: float = 4.0,
     address: str | None,
-    actors: int | None = None,
+    actors: int,
 ) -> Iterator[tuple[Any, Any]]:
     """As `rft.workers.run`, with worker processes on all nodes of a Ray cluster.
 
-    workers: processes in each actor, and CPUs that it reserves. actors: how many; by default as many
-    as the cluster's CPUs allow. Those that find no room at the beginning join when there is some.
+    workers: processes in each actor, and CPUs that it reserves. actors: how many. Those that find no room at the beginning join when there is some.
     address: as in `connect`. Results of a chunk come together, once it is done as a whole; chunks
     of an actor that dies go to others. Raises RftError as `rft.workers.run` does, and if there is no
     room.
@@ -354,16 +393,10 @@ def run(
     leave = connect(address)
     pool = None
     try:
-        fit = sum(node.cpus // workers for node in nodes())
-        if not (actors or fit):
-            raise RftError(
-                f"ray.cpus_per_actor: no node has {workers} CPUs; the largest has "
-                f"{max((node.cpus for node in nodes()), default=0)}: lower it"
-            )
         service = (make, args, workers, timeout_s, memory_gb)
         transport = Actors(_work, service, workers, 0, "ray.cpus_per_actor")
         advice = "Lower ray.cpus_per_actor if the node has too little memory for so many processes"
-        pool = Pool(transport, actors or fit, "scoring actor", advice)
+        pool = Pool(transport, actors, "scoring actor", advice)
         yield from _spread(pool, iter(chunks), 2 * workers)
     finally:
         if pool:

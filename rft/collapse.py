@@ -47,11 +47,6 @@ class Variety:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, given: dict[str, Any]) -> "Variety":
-        intervals = {name: Interval(**given[name]) for name in ("pass_1", "pass_k")}
-        return cls(**{**given, **intervals})
-
 
 def measure(groups: Iterable[Group], way: Key) -> Variety | None:
     """The figures of all samples in `groups`; None where there are none.

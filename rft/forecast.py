@@ -92,8 +92,7 @@ class Range:
 
 
 FIGURES = ("samples", "tokens", "correct", "distinct", "solved", "hours")
-"""Samples drawn; their tokens; right ones; different right ones, at most `most` of a prompt; prompts
-with a right one; hours of sampling, start included."""
+"""Samples drawn; their tokens; right ones; different right ones; prompts with a right one; hours of sampling, start included."""
 
 
 def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known: bool) -> Pilot:
@@ -112,6 +111,10 @@ def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known:
         found.setdefault(row.prompt_id, []).append((row.index, draw))
     # In the order that the pilot took its prompts in.
     order = [*sorted(found), *sorted(by_id.keys() - found.keys())]
+    # Those that are too long, or can't be asked for another reason, come to nothing.
+    lost = {k: v for k, v in manifest["funnel"]["dropped"].items() if k != "not_in_pilot"}
+    per_prompt = manifest["funnel"]["in"] // max(len(prompts), 1)
+    order = order[: max(len(order) - sum(lost.values()) // max(per_prompt, 1), len(found))]
     engine = manifest["engine"]
     size = sum(p.stat().st_size for folder in (sample, score) for p in folder.glob("part-*"))
     return Pilot(
@@ -124,19 +127,19 @@ def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known:
     )
 
 
-def forecast(
-    pilot: Pilot, n: int, allocate: Component, most: int | None = None, seed: int = 0
-) -> dict[str, Range]:
-    """FIGURES of a run that draws at most n samples of each prompt as `allocate` says.
-
-    most: distinct answers of a prompt that count, for instance the selectors' cap.
-    """
+def forecast(pilot: Pilot, n: int, allocate: Component, seed: int = 0) -> dict[str, Range]:
+    """FIGURES of a run that draws at most n samples of each prompt as `allocate` says; `hours` only where
+    the pilot has told a speed."""
     rng = np.random.default_rng(seed)
     size = min(pilot.prompts, MOST_PROMPTS)
     scale = pilot.prompts / size
     count = int(np.clip(MOST_DRAWS // max(size * n, 1), *SIMULATIONS))
+    if "tokens" in allocate.args and allocate.use == "budget":
+        # Of the whole run, of which this is a part.
+        args = {**allocate.args, "tokens": float(allocate.args["tokens"]) / scale}
+        allocate = allocate.model_copy(update={"args": args})
     make = components.make("allocators", allocate, "sample.allocate")
-    got = [_simulate(pilot, n, make, most, size, rng) for _ in range(count)]
+    got = [_simulate(pilot, n, make, size, rng) for _ in range(count)]
     told: dict[str, Range] = {}
     for place, name in enumerate(FIGURES[:-1]):
         figures = scale * np.array([one[place] for one in got])
@@ -144,8 +147,9 @@ def forecast(
     tokens = scale * np.array([one[1] for one in got])
     # The pilot's samples are taken over, not drawn again.
     tokens = np.maximum(tokens - pilot.tokens, 0)
-    speed = pilot.rate * np.exp(rng.normal(0, DRIFT, count))
-    told["hours"] = _range((tokens / np.maximum(speed, 1e-9) + pilot.start_s) / 3600)
+    if pilot.rate:
+        speed = pilot.rate * np.exp(rng.normal(0, DRIFT, count))
+        told["hours"] = _range((tokens / speed + pilot.start_s) / 3600)
     return told
 
 
@@ -233,7 +237,6 @@ def _simulate(
     pilot: Pilot,
     n: int,
     make: Callable[..., Iterator[Any]],
-    most: int | None,
     size: int,
     rng: np.random.Generator,
 ) -> tuple[float, ...]:
@@ -283,8 +286,7 @@ def _simulate(
         samples += 1
         board.tokens = int(tokens)
         under_way.append((tally.prompt_id, index, int(cost), way))
-    counted = np.minimum(distinct, most) if most else distinct
-    return samples, tokens, right.sum(), counted.sum(), (right > 0).sum()
+    return samples, tokens, right.sum(), distinct.sum(), (right > 0).sum()
 
 
 def _fresh_draws(world: _World, rng: np.random.Generator) -> Callable[[int], tuple[bool, float]]:
@@ -355,7 +357,11 @@ def _print(console: Console, label: str, pilot: Pilot, told: dict[str, dict[str,
     for rule in told:
         table.add_column(rule, justify="right")
     for name in FIGURES:
-        table.add_row(name, *(_shown(name, figures[name]) for figures in told.values()))
+        shown = (
+            _shown(name, figures[name]) if name in figures else "unknown"
+            for figures in told.values()
+        )
+        table.add_row(name, *shown)
     disk = [figures["samples"].value * pilot.row_bytes / (1 << 20) for figures in told.values()]
     table.add_row("disk, MiB", *(f"{size:,.1f}" for size in disk))
     memory = f"{pilot.memory_gb:.1f}" if pilot.memory_gb else "unknown"
@@ -377,6 +383,8 @@ def hold(plan: Plan) -> None:
         got, expected = actual(sample, score), one["rules"][one["uses"]]
         process.say(f"forecast of {sample.label}, and what it was:")
         for name, figure in got.items():
+            if name not in expected:
+                continue
             told = Range(**expected[name])
             verdict = "inside" if figure in told else "OUTSIDE"
             digits = 2 if name == "hours" else 0
@@ -412,5 +420,6 @@ def actual(sample: Node, score: Node) -> dict[str, float]:
         "correct": len(correct),
         "distinct": sum(map(len, ways.values())),
         "solved": solved,
-        "hours": manifest["seconds"] / 3600,
+        # Of an interrupted run only the last attempt's time is known.
+        **({} if manifest["resumed"] else {"hours": manifest["seconds"] / 3600}),
     }

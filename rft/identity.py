@@ -173,11 +173,24 @@ def drawn_by(
         drawn |= {"source": component["source"], "prompts": component["prompts"]}
     if asked.use != "ray":
         how = TRANSPORT.get(asked.use, ())
-        if args := {k: v for k, v in asked.args.items() if k not in how}:
+        args = {k: v for k, v in asked.args.items() if k not in how}
+        if asked.use == "speculative":
+            args = _speculation(args)
+        if args:
             drawn["args"] = without_folders(args)
         if files := component.get("files"):
             drawn["files"] = files
     return drawn
+
+
+def _speculation(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `speculative`, without where it draws and where a scorer of the user's lies."""
+    if args.get("sampler") == "ray":
+        args = {k: v for k, v in args.items() if k not in ("sampler", "sampler_args")}
+    by = args.get("by")
+    if isinstance(by, dict) and isinstance(by.get("use"), str):
+        args = {**args, "by": {**by, "use": _portable(by["use"])}}
+    return args
 
 
 def without_folders(args: dict[str, Any]) -> dict[str, Any]:

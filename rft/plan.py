@@ -130,10 +130,12 @@ class Plan:
         return self._node("prompts", f"prompts ({name})", inputs, set=self.identity.prompt_set(arm))
 
     def _policy(
-        self, name: str, asked: Sample, seed: int, number: int
+        self, name: str, asked: Sample, seed: int, number: int, pool_name: str
     ) -> tuple[Node | None, str | None]:
-        """The training that made the adapter to sample with, or the adapter's folder."""
-        if number > 1 and asked.model is None:
+        """The training that made the adapter to sample with, or the adapter's folder. A pool that names
+        a policy of its own keeps it in every round."""
+        fixed = "policy" in self.arms[name].sample.pools.get(pool_name, {})
+        if number > 1 and asked.model is None and not fixed:
             return self._train(name, seed, number - 1), None
         if asked.policy.startswith("arm:"):
             return self._train(asked.policy.removeprefix("arm:"), seed), None
@@ -161,7 +163,7 @@ class Plan:
         if isinstance(asked, Eval):
             node = self._train(name, seed, number) if arm.train is not None else None
         elif not is_reference:
-            node, folder = self._policy(name, asked, seed, number)
+            node, folder = self._policy(name, asked, seed, number, pool_name)
             base = asked.model
         model = base or arm.model
         chat = self.identity.chat(arm, {} if is_reference else asked.chat)
@@ -341,7 +343,9 @@ class Plan:
             for i in rounds
             for suffix, pair in self._pools(name, seed, i).items()
         }
-        pools, chat = list(found.values()), self.identity.chat(arm, {})
+        # A pool of another model is the same in every round.
+        pools = list({pair[0].key: pair for pair in found.values()}.values())
+        chat = self.identity.chat(arm, {})
         specs, slices, needs = [], [], [data]
         for i, component in enumerate(arm.select):
             where = self._where(name, f"select.{i}")
@@ -359,10 +363,13 @@ class Plan:
             specs.append({"use": component.use, "args": args, "counts": counts})
             what = self.identity.component("selectors", component, arm, "train")
             slices.append({**what, "args": without_folders(keyed)})
+        own = self.identity.weights(arm.model)
         inputs = {
             "kind": "select",
             "pools": [score.key for _, score in pools],
             "select": slices,
+            # The rows are this model's tokens.
+            "model": own,
             "chat": chat_digest(chat),
         }
         return self._node(
@@ -376,7 +383,7 @@ class Plan:
                 {
                     **_paths(a, b),
                     # Its tokens, and its prompts, are those that the model is trained with.
-                    "own_tokens": a.job["model"] == arm.model.model_dump(mode="json"),
+                    "own_tokens": self.identity.weights(Model(**a.job["model"])) == own,
                     "own_prompts": a.job["chat"] == chat.model_dump(mode="json"),
                 }
                 for a, b in pools
@@ -393,12 +400,23 @@ class Plan:
         arm = self.arms[name]
         if arm.last_round == 1:
             return None
-        pools = self._pools(name, seed, number)
-        first = self._guarded(self._select, name, seed, 1) if number > 1 else None
+        # Other models do not change with the rounds, and a pool for what others left unsolved has
+        # the hard prompts alone.
+        changing = [
+            f"_{pool_name}" if pool_name else ""
+            for pool_name, asked in arm.sample.each_pool().items()
+            if asked.model is None and asked.only == "all"
+        ]
+        if not changing:
+            return None
+        paths = {
+            i: [_paths(*self._pools(name, seed, i)[suffix]) for suffix in changing]
+            for i in {1, number}
+        }
         return {
             "number": number,
-            "pools": [_paths(*pair) for key, pair in pools.items() if key != "_reference"],
-            "first": str(first.dir.path) if first else None,
+            "pools": paths[number],
+            "first": paths[1],
             "distinct": arm.sample.distinct,
             "on_collapse": arm.rounds.on_collapse,
         }
@@ -441,9 +459,12 @@ class Plan:
         }
         start, folder = None, None
         if arm.rounds.init == "last" and arm.sample.use != "reference":
-            start, folder = self._policy(
-                name, next(iter(arm.sample.each_pool().values())), seed, number
-            )
+            if number > 1:
+                start = self._train(name, seed, number - 1)
+            else:
+                own = (p for p in arm.sample.each_pool().items() if p[1].model is None)
+                if pool := next(own, None):
+                    start, folder = self._policy(name, pool[1], seed, number, pool[0])
             if start or folder:
                 inputs["start"] = (
                     start.key

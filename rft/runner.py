@@ -81,6 +81,12 @@ def _mend(nodes: list[Node]) -> None:
         if fault := node.dir.check():
             process.say(f"{node.label}: {fault}: making the missing rows again")
             node.dir.reopen()
+            if node.kind == "sample":
+                # A verdict must not stand for a text that was drawn anew.
+                for score in nodes:
+                    if score.kind == "score" and node in score.needs:
+                        rows.clear(score.dir.path)
+                        score.dir.reopen()
 
 
 def _needed(nodes: list[Node], until: str | None) -> list[Node]:

@@ -61,6 +61,10 @@ class Job:
         self.scores = [_Scores(one) for one in spec.get("scores", [])]
         self.owed: deque[tuple[str, int]] = deque()
         """Samples that an interrupted run was drawing."""
+        self.bank: dict[tuple[str, int], Candidate] = {}
+        """Samples that others have drawn, by prompt and index, for an allocator that may not want them."""
+        self.resumed = False
+        """Whether an earlier process has drawn some of them."""
         self.drawn = 0
         """Samples drawn in this process."""
         self._begun = self._flushed = time.monotonic()
@@ -80,7 +84,7 @@ class Job:
         some = set(sorted(self.prompts)[: spec.get("pilot", len(self.prompts))])
         for prompt in self.prompts.values():
             reason = "solved" if prompt.id in solved else self._unfit(prompt)
-            if prompt.id not in some:
+            if reason is None and prompt.id not in some:
                 reason = "not_in_pilot"
             if reason:
                 self.dropped[reason] += n
@@ -122,7 +126,7 @@ class Job:
     def open(self) -> None:
         """Takes stock of what is drawn already, here and in other stages of this run."""
         for row in rows.read(self.folder, Candidate, ["id", "prompt_id", "index"]):
-            self.board.note(row.prompt_id, row.index)
+            self.resumed |= self.board.note(row.prompt_id, row.index)
         for other in sorted(self.folder.parent.glob("sample-*")):
             if self.board.drawn == self.board.limit:
                 break
@@ -139,7 +143,13 @@ class Job:
 
     def _adopt(self, folder: Path) -> None:
         for row in rows.read(folder, Candidate):
-            if self._same(row) and self.board.note(row.prompt_id, row.index):
+            if not self._same(row):
+                continue
+            if self.adapts:
+                # What it asks for must not depend on what happens to be there.
+                if self.board.lacks(row.prompt_id, row.index):
+                    self.bank[row.prompt_id, row.index] = row
+            elif self.board.note(row.prompt_id, row.index):
                 self.keep(row)
         self.flush()
 
@@ -176,9 +186,9 @@ class Job:
         """A candidate to be written."""
         self.writer.add(dataclasses.replace(candidate, pool=self.spec["pool_name"]))
 
-    def arrived(self, candidate: Candidate) -> None:
-        """A candidate that was drawn just now."""
-        self.drawn += 1
+    def arrived(self, candidate: Candidate, drawn: bool = True) -> None:
+        """A candidate that was asked for. drawn: just now; else it was in the bank."""
+        self.drawn += drawn
         self.board.tokens += len(candidate.token_ids)
         self.keep(candidate)
         for scores in self.scores:
@@ -224,6 +234,7 @@ class Job:
             finish=dict(finish),
             engine=stats,
             funnel={"in": whole, "out": count, "dropped": dict(self.dropped)},
+            resumed=self.resumed,
             # Of this process and its children at their largest, in KiB on Linux.
             memory_gb=round(sum(resource.getrusage(who).ru_maxrss for who in _WHO) / (1 << 20), 2),
             **({"allocation": self._allocation()} if self.adapts else {}),
@@ -293,6 +304,9 @@ def _solved(folders: Iterator[Path]) -> set[str]:
     return found
 
 
+_BANKED = object()
+
+
 class Feed(Iterator[Request | None]):
     """The requests of several jobs, as one iterator that a sampler pulls from."""
 
@@ -323,9 +337,14 @@ class Feed(Iterator[Request | None]):
                 if self.in_flight:
                     return None
             else:
+                request: Any = None
                 for job in list(self._choices):
                     if request := self._ask(job):
-                        return request
+                        break
+                if isinstance(request, Request):
+                    return request
+                if request is _BANKED:
+                    continue
                 if not self._choices:
                     raise StopIteration
                 if self.in_flight:
@@ -338,10 +357,11 @@ class Feed(Iterator[Request | None]):
             # The engine is empty as well.
             self.listen(wait_s=0.02)
 
-    def _ask(self, job: Job) -> Request | None:
-        """The job's next request, if it has one now; forgets the job when it has had its last."""
+    def _ask(self, job: Job) -> "Request | object | None":
+        """The job's next request, if it has one now; forgets the job when it has had its last. _BANKED
+        where the sample was there already."""
         if job.owed:
-            request = job.request(*job.owed.popleft())
+            prompt_id, index = job.owed.popleft()
         else:
             try:
                 tally = next(self._choices[job])
@@ -354,7 +374,11 @@ class Feed(Iterator[Request | None]):
                 index = job.board.take(tally)
             except (ValueError, KeyError) as fault:
                 raise RftError(f"{job.spec['label']}: allocate: {fault}") from None
-            request = job.request(tally.prompt_id, index)
+            prompt_id = tally.prompt_id
+        if candidate := job.bank.pop((prompt_id, index), None):
+            job.arrived(candidate, drawn=False)
+            return _BANKED
+        request = job.request(prompt_id, index)
         self.in_flight[request.id] = job
         return request
 

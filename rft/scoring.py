@@ -402,12 +402,12 @@ def commit(
     for batch in rows.batches(folder, ["id", "verdict", "reason"]):
         count += batch.num_rows
         verdicts.update(batch.column("verdict").to_pylist())
-        if loops is not None:
+        if loops is not None or spared:
             correct = batch.filter(pc.equal(batch.column("verdict"), str(Verdict.CORRECT)))
-            right.update(id for id in correct["id"].to_pylist() if is_audited(id, loops))
-        if spared:
-            correct = batch.filter(pc.equal(batch.column("verdict"), str(Verdict.CORRECT)))
-            spared_right += sum(id in spared for id in correct["id"].to_pylist())
+            ids = correct["id"].to_pylist()
+            if loops is not None:
+                right.update(id for id in ids if is_audited(id, loops))
+            spared_right += sum(id in spared for id in ids)
         unknown = batch.filter(pc.equal(batch.column("verdict"), str(Verdict.UNKNOWN)))
         # `format:tags` is counted as format: a line a reason, not a line a row.
         told = unknown.column("reason").to_pylist()

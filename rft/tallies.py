@@ -101,11 +101,16 @@ class Board:
         self.drawn += 1
         return index
 
+    def lacks(self, prompt_id: str, index: int) -> bool:
+        """Whether a sample is wanted and not there."""
+        entry = self._entries.get(prompt_id)
+        return entry is not None and index < entry.limit and not entry.taken >> index & 1
+
     def note(self, prompt_id: str, index: int) -> bool:
         """A sample that exists; whether it is wanted and was not known."""
-        entry = self._entries.get(prompt_id)
-        if entry is None or index >= entry.limit or entry.taken >> index & 1:
+        if not self.lacks(prompt_id, index):
             return False
+        entry = self._entries[prompt_id]
         entry.taken |= 1 << index
         entry.drawn += 1
         self.drawn += 1

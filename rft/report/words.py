@@ -134,7 +134,7 @@ def pool_pass_at_k(hits: list[list[bool]], allocation: dict[str, int] | None) ->
     """What a training pool tells of pass@k. hits: of each problem, in index order; allocation: of the
     sample stage's manifest, if verdicts decided how many samples a problem got."""
     most = min(map(len, hits))
-    first = most if allocation is None else allocation["first"]
+    first = most if allocation is None else min(most, allocation["first"])
     ks = sorted({k for i in range(12) if (k := 4**i) < first} | {first}) if first else []
     told = [
         f"pass@{k} {percent(found.value)}% ({between(found.low, found.high, percent)})"

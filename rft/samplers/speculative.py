@@ -26,7 +26,18 @@ from pydantic import Field
 from rft import components
 from rft.config import Component
 from rft.samplers._common import budget, candidate, until_stop
-from rft.types import Candidate, Finish, Prompt, Request, RftError, Sampler, Setup, digest
+from rft.types import (
+    Candidate,
+    Finish,
+    Prompt,
+    Request,
+    RftError,
+    Sampler,
+    Score,
+    Setup,
+    Verdict,
+    digest,
+)
 
 
 @dataclass
@@ -37,6 +48,8 @@ class _Part:
     """As it was asked for."""
     room: int
     """Most tokens that it may have."""
+    until: int = 0
+    """Tokens that it has after the piece that is under way, if it does not end before."""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] | None = ()
     spared: int | None = None
@@ -65,7 +78,8 @@ def speculative(
     sampler_args: dict[str, Any] | None = None,
 ) -> Sampler:
     """by: the scorer whose value ranks beginnings, as under `score`: `{use: reward_model, args: {model:
-    ...}}`, or one of yours that judges a candidate at a time and gives a value.
+    ...}}`, or one of yours that judges a candidate at a time and gives a value (it runs in
+    this process, without a deadline).
 
     at: numbers of tokens after which samples are compared, each time the survivors. keep: share of
     the compared that goes on, rounded up. audit: share of the samples that is finished whatever its
@@ -74,6 +88,11 @@ def speculative(
     where = f"{setup.section}.args"
     if at != sorted(set(at)) or not at:
         raise RftError(f"{where}.at: {at}: give one or more numbers of tokens, each above the last")
+    if sampler in ("openai", "replay", "reference", "speculative"):
+        raise RftError(
+            f"{where}.sampler: {sampler} can't go on from a beginning that it is given as tokens: take "
+            "vllm, ray or transformers"
+        )
     return _Speculative(
         setup,
         _Judge(Component(**by), f"{where}.by"),
@@ -90,7 +109,7 @@ class _Judge:
     def __init__(self, scorer: Component, where: str):
         made = components.make("scorers", scorer, where)
         if not components.is_stream(scorer.use):
-            self._ask = lambda pairs: ((c.id, made(p, c)) for p, c in pairs)
+            self._ask = lambda pairs: ((c.id, _asked(made, p, c)) for p, c in pairs)
         elif hasattr(made, "ask"):
             self._ask = made.ask
         else:
@@ -110,6 +129,17 @@ class _Judge:
 
     def close(self) -> None:
         self._close()
+
+
+def _asked(scorer: Any, prompt: Prompt, row: Candidate) -> Score:
+    try:
+        score = scorer(prompt, row)
+    except Exception as fault:
+        # One beginning that it can't read must not end the run.
+        return Score(Verdict.UNKNOWN, "error", f"{type(fault).__name__}: {fault}")
+    if not isinstance(score, Score):
+        raise RftError(f"speculative: its scorer returned {score!r:.80}, not a Score")
+    return score
 
 
 class _Speculative:
@@ -138,7 +168,8 @@ class _Speculative:
             part, round_ = self._under_way.pop(got.id)
             round_.under_way -= 1
             finish = self._extend(part, got)
-            if finish is Finish.LENGTH and len(part.token_ids) < part.room:
+            stopped = finish is Finish.LENGTH and len(part.token_ids) == part.until
+            if stopped and part.until < part.room:
                 round_.there.append(part)
             else:
                 self._counts["requests"] += 1
@@ -150,7 +181,9 @@ class _Speculative:
     def _feed(self, requests: Iterator[Request | None]) -> Iterator[Request | None]:
         """What the inner sampler pulls: beginnings, and before them what goes on."""
         newest: _Round | None = None
-        prompt_id, ended = "", False
+        # Neighbours of one prompt, policy and settings are compared, and no others.
+        like: Any = None
+        ended = False
         while True:
             if self._ready:
                 yield self._ready.popleft()
@@ -159,13 +192,14 @@ class _Speculative:
                 request = None if ended else next(requests)
             except StopIteration:
                 request, ended = None, True
-            if newest and (request is None or request.prompt_id != prompt_id):
+            same = request and (request.prompt_token_ids, request.adapter, request.decoding)
+            if newest and same != like:
                 newest.closed = True
                 self._compare(newest)
                 newest = None
             if request is not None:
                 if newest is None:
-                    newest, prompt_id = _Round(0, closed=False), request.prompt_id
+                    newest, like = _Round(0, closed=False), same
                 yield self._next(self._begin(request), newest)
             elif not self._ready:
                 if ended and not self._under_way:
@@ -183,10 +217,10 @@ class _Speculative:
     def _next(self, part: _Part, round_: _Round) -> Request:
         """The request for the part's next piece."""
         request, done, stage = part.request, len(part.token_ids), round_.stage
-        until = min(self._at[stage], part.room) if stage < len(self._at) else part.room
+        part.until = min(self._at[stage], part.room) if stage < len(self._at) else part.room
         round_.under_way += 1
         self._under_way[request.id] = part, round_
-        update = {"max_tokens": until - done, "logprobs": "tokens"}
+        update = {"max_tokens": part.until - done, "logprobs": "tokens"}
         return replace(
             request,
             prompt_token_ids=request.prompt_token_ids + part.token_ids,

@@ -230,6 +230,8 @@ class Pools:
 
     def _groups(self, tables: list[pa.Table]) -> list[Group]:
         by_prompt: dict[str, list[Scored]] = defaultdict(list)
+        # Pools of the same policy and settings have samples in common.
+        seen: set[str] | None = set() if len(tables) > 2 else None
         for candidates, scores in zip(tables[::2], tables[1::2]):
             if not candidates.num_rows:
                 continue
@@ -242,6 +244,10 @@ class Pools:
             for row in map(
                 Scored, rows.objects(candidates, Candidate), map(Score, *told.values()), counts
             ):
+                if seen is not None:
+                    if row.candidate.id in seen:
+                        continue
+                    seen.add(row.candidate.id)
                 by_prompt[row.candidate.prompt_id].append(row)
         groups = []
         for prompt_id in sorted(by_prompt):
@@ -278,17 +284,20 @@ def _watch(job: dict[str, Any]) -> dict[str, Any]:
     """How much variety this round's samples have, for the manifest. Raises RftError if it has
     collapsed and the run is to stop then."""
     spec = job["rounds"]
-    pools = Pools({**job, "pools": spec["pools"]}, Path(job["folder"]) / ".scratch")
-    try:
-        now = collapse.measure(pools, KEYS[spec["distinct"]])
-    finally:
-        pools.partitions.close()
+
+    def measured(paths: list[dict[str, str]]) -> collapse.Variety | None:
+        pools = Pools({**job, "pools": paths}, Path(job["folder"]) / ".scratch")
+        try:
+            return collapse.measure(pools, KEYS[spec["distinct"]])
+        finally:
+            pools.partitions.close()
+
+    now = measured(spec["pools"])
     if now is None:
         return {}
     found: dict[str, Any] = {"round": spec["number"], "variety": now.as_dict()}
-    manifest = StageDir(Path(spec["first"])).manifest() if spec["first"] else None
-    if manifest and "variety" in manifest:
-        first = collapse.Variety.from_dict(manifest["variety"])
+    first = measured(spec["first"]) if spec["number"] > 1 else None
+    if first:
         found["collapse"] = collapse.signs(first, now)
         if found["collapse"]:
             told = f"{job['label']}: since the first round: {'; '.join(found['collapse'])}"
@@ -369,11 +378,15 @@ def _chosen(job: dict[str, Any], ids: pa.Array) -> pa.Table:
     """The chosen candidates with their tokens, in an order that follows from the rows alone, and the
     number of the pool that each is of."""
     columns = [f.name for f in dataclasses.fields(Candidate) if f.name != "token_logprobs"]
-    kept = []
+    kept: list[pa.RecordBatch] = []
     for number, pool in enumerate(job["pools"]):
+        before = len(kept)
         for batch in rows.batches(Path(pool["sample"]), columns):
             batch = batch.filter(pc.is_in(batch.column("id"), value_set=ids))
             kept.append(batch.append_column("number", pa.array([number] * len(batch), pa.int16())))
+        # The first of the pools that have a sample in common counts as its own.
+        for batch in kept[before:]:
+            ids = ids.filter(pc.invert(pc.is_in(ids, value_set=batch.column("id"))))
     table = pa.Table.from_batches(kept, kept[0].schema)
     sampled = pc.not_equal(table.column("finish"), str(Finish.REFERENCE)).cast(pa.int8())
     keys = ["prompt_id", "sampled", "index", "id"]

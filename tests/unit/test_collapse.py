@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rft.collapse import Variety, measure, signs
+from rft.collapse import measure, signs
 from rft.tallies import KEYS
 from rft.types import Candidate, Finish, Group, Prompt, Score, Scored, Verdict
 
@@ -38,7 +38,7 @@ def test_figures_of_a_round() -> None:
     assert got.pass_1.value == pytest.approx((1 + 0.5 + 0) / 3)
     assert got.pass_k.value == pytest.approx(2 / 3)
     assert got.cut == 0.25 and got.tokens == pytest.approx(54 / 8)
-    assert Variety.from_dict(got.as_dict()) == got
+    assert got.as_dict()["pass_1"]["value"] == got.pass_1.value
 
 
 def test_references_are_no_samples() -> None:

@@ -113,3 +113,17 @@ def test_a_known_solutions_way_is_none_that_counts() -> None:
     # 240 without a solution have about 1.9 of two ways each, the others one of three in ten.
     assert 400 < told["distinct"].value < 600
     assert told["solved"].value > 470
+
+
+def test_a_budget_is_that_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pilot = of(World(400, 5).pilot(40, 4), 400)
+    budget = Component(use="budget", args={"tokens": 120_000})
+    whole = forecast(pilot, 64, budget)
+    monkeypatch.setattr(module, "MOST_PROMPTS", 100)
+    assert forecast(pilot, 64, budget)["tokens"].value == pytest.approx(120_000, rel=0.1)
+    assert whole["tokens"].value == pytest.approx(120_000, rel=0.1)
+
+
+def test_without_a_speed_there_are_no_hours() -> None:
+    pilot = Pilot(World(20, 1).pilot(20, 2), [False] * 20, 0.0, 20.0, 500.0, None)
+    assert forecast(pilot, 4, Component(use="uniform")).keys() == set(FIGURES) - {"hours"}

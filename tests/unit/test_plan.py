@@ -401,7 +401,9 @@ def test_each_round_samples_from_the_policy_of_the_one_before(bench: Bench) -> N
         str(second[name].dir.path) for name in ("2_sample_reference", "2_sample")
     ]
     assert last["5_train"].job["start"] is None
-    assert last["4_select"].job["rounds"]["first"] == str(first["4_select"].dir.path)
+    watched = last["4_select"].job["rounds"]
+    assert watched["first"][0]["sample"] == str(first["2_sample"].dir.path)
+    assert watched["pools"][0]["sample"] == str(last["2_sample"].dir.path)
     assert first["4_select"].job["rounds"]["first"] is None
     # Arms that sample nothing have one round, and one that is named elsewhere is its last.
     assert {row.arm for row in plan.rows} == {
@@ -410,6 +412,46 @@ def test_each_round_samples_from_the_policy_of_the_one_before(bench: Bench) -> N
     assert links(plan, "sft_matched")["5_train"].job["match"] == str(last["5_train"].dir.path)
     counted = links(plan, "random")["4_select"].job["selectors"][0]["counts"]
     assert counted == {"rows": str(last["4_select"].dir.path)}
+
+
+def test_a_pool_with_a_policy_of_its_own_keeps_it_and_the_others_follow(bench: Bench) -> None:
+    pools = {"few": {"policy": "base", "n": 2}, "own": {}}
+    plan = bench.plan(rounds=2, sample={"policy": "arm:sft", "pools": pools})
+    second = links(plan, "rft")
+    policies = {name: second[f"2_sample_{name}"].inputs["decoding"]["policy"] for name in pools}
+    assert policies == {"few": "base", "own": links(plan, "rft@1")["5_train"].key}
+    # Both are watched for collapse; another model's pool, and one for the unsolved, are not.
+    assert len(second["4_select"].job["rounds"]["pools"]) == 2
+    pools = {
+        "own": {},
+        "other": {"policy": "base", "model": {"base": "hub/x"}},
+        "hint": {"only": "unsolved"},
+    }
+    plan = bench.plan(
+        rounds={"n": 2, "survivors": "keep"}, sample={"policy": "base", "pools": pools}
+    )
+    select = links(plan, "rft")["4_select"]
+    assert len(select.job["rounds"]["pools"]) == len(select.job["rounds"]["first"]) == 1
+    # The other model's samples are the same in both rounds, and stand there once.
+    folders = [pool["sample"] for pool in select.job["pools"]]
+    assert len(folders) == len(set(folders))
+
+
+def test_what_is_selected_is_the_tokens_of_the_arms_own_model(bench: Bench) -> None:
+    """Two arms that select the same texts of the same pool for two models."""
+    shutil.copytree(bench.folder / "model", bench.folder / "big")
+    (bench.folder / "big" / "config.json").write_text('{"big": 1}')
+    big = {"base": str(bench.folder / "big")}
+    train = {"include_reference": False}
+    arms = {
+        "small": {"sample": {"policy": "base", "model": big}, "train": train},
+        "big": {"model": big, "sample": {"policy": "base"}, "train": train},
+    }
+    plan = bench.plan(arms=arms, compare={"baseline": "small"})
+    small, large = (links(plan, name)["4_select"] for name in arms)
+    assert links(plan, "small")["2_sample"].key == links(plan, "big")["2_sample"].key
+    assert small.key != large.key
+    assert [n.job["pools"][0]["own_tokens"] for n in (small, large)] == [False, True]
 
 
 def test_survivors_of_all_rounds_can_be_kept_and_training_can_go_on(bench: Bench) -> None:

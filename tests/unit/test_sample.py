@@ -225,6 +225,25 @@ def test_wanted_candidates_are_taken_over_and_others_left(tmp_path: Path, spec: 
     assert not (tmp_path / "log").exists() and len(kept(fewer)) == 8
 
 
+def test_what_an_allocator_asks_for_does_not_depend_on_what_is_there(
+    tmp_path: Path, spec: Any
+) -> None:
+    """Others have drawn more than it wants: it takes what it would have drawn, and draws nothing."""
+    alone = spec("alone", allocate="until", decoding={"n": 9}, args={"right": 3}, pool="two")
+    sample.run([alone])
+    expected = {(c.prompt_id, c.index) for c in kept(alone).values()}
+    sample.run([spec("all", decoding={"n": 9}, args={"right": 3})])
+    (tmp_path / "log").unlink()
+    beside = spec("beside", allocate="until", decoding={"n": 9}, args={"right": 3})
+    sample.run([beside])
+    assert {(c.prompt_id, c.index) for c in kept(beside).values()} == expected
+    assert not (tmp_path / "log").read_text()
+    assert scored(beside).keys() == kept(beside).keys()
+    wanted = {**manifest(alone), "folder": None}
+    for name in ("rows", "tokens", "allocation", "funnel", "resumed"):
+        assert manifest(beside)[name] == wanted[name]
+
+
 def test_candidates_without_the_log_probabilities_wanted_now_are_drawn_again(
     tmp_path: Path, spec: Any
 ) -> None:

@@ -1,5 +1,6 @@
 """Selectors one by one and in a chain: nothing is lost, and chance and order play no part."""
 
+import dataclasses
 import random as chance
 import time
 import tracemalloc
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import rft
 from rft import rows
 from rft.equations import equations
 from rft.rundir import StageDir
@@ -28,6 +30,7 @@ from rft.types import (
     Score,
     Scored,
     ScoreRow,
+    TrainRow,
     Verdict,
 )
 
@@ -316,6 +319,29 @@ def test_empty_pools(tmp_path: Path) -> None:
     given["pools"] = [{"sample": str(tmp_path / "no"), "score": str(tmp_path / "none")}]
     with pytest.raises(RftError, match="no candidate of 0 is left"):
         select.run([given])
+
+
+def test_a_sample_of_two_pools_is_one_row_of_the_first(tmp_path: Path) -> None:
+    """Pools of one policy with the same settings, of which one has more: their ids are the same."""
+    model = str(Path(rft.__file__).parent / "embedded" / "model")
+    given = job(tmp_path, "correct", model={"base": model})
+    parts = list(rows.read(tmp_path / "sample", Candidate))
+    more = [*parts[:2], dataclasses.replace(parts[0], id="c9", index=9)]
+    rows.write_part(
+        tmp_path / "more", [dataclasses.replace(c, pool="more") for c in more], Candidate
+    )
+    told = [ScoreRow(c.id, "p", Verdict.CORRECT, None, None, None, "[]") for c in more]
+    rows.write_part(tmp_path / "morescore", told, ScoreRow)
+    given["pools"].append({"sample": str(tmp_path / "more"), "score": str(tmp_path / "morescore")})
+    for pool in given["pools"]:
+        pool |= {"own_tokens": True, "own_prompts": True}
+    select.run([given])
+    written = list(rows.read(tmp_path / "select" / "train", TrainRow))
+    assert [(row.id, row.pool) for row in written] == [
+        ("c0", ""), ("c1", ""), ("c2", ""), ("c9", "more"),
+    ]  # fmt: skip
+    manifest = StageDir(tmp_path / "select").manifest()
+    assert manifest is not None and manifest["funnel"]["in"] == 4
 
 
 def test_references_alone_are_not_taken_for_samples(tmp_path: Path) -> None:

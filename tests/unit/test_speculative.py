@@ -1,5 +1,6 @@
 """Speculative rejection on the embedded model: who goes on, and that a sample in pieces is a sample."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,11 @@ from rft.types import Score, Verdict
 def letters(prompt, candidate):
     \"\"\"Any number that follows from the text.\"\"\"
     return Score(Verdict.UNKNOWN, value=sum(map(ord, candidate.text)) % 97)
+
+def odd(prompt, candidate):
+    if candidate.index % 2:
+        return letters(prompt, candidate)
+    raise ValueError("no even ones")
 
 def half(prompt, candidate):
     return letters(prompt, candidate) if candidate.index % 2 else Score(Verdict.UNKNOWN, "none")
@@ -143,8 +149,21 @@ def test_a_stop_string_across_two_pieces_ends_a_sample(make: Callable[..., Sampl
     assert tried
 
 
-def test_what_has_no_value_is_not_rejected(make: Callable[..., Sampler]) -> None:
-    got = drawn(make(by="half"))
+def test_policies_are_not_ranked_against_each_other(make: Callable[..., Sampler]) -> None:
+    """Two temperatures of the same prompts, a sample of each in turn."""
+    cool, hot = (
+        list(requests(SETUP, QUESTIONS, n=4, max_tokens=24, temperature=heat))
+        for heat in (0.9, 1.1)
+    )
+    hot = [dataclasses.replace(r, id=f"{r.id}hot") for r in hot]
+    turns = [r for pair in zip(cool, hot) for r in pair]
+    got = by_id(make().sample(iter(turns)))
+    assert not any(c.finish is Finish.REJECTED for c in got.values())
+
+
+@pytest.mark.parametrize("by", ["half", "odd"])
+def test_what_has_no_value_is_not_rejected(make: Callable[..., Sampler], by: str) -> None:
+    got = drawn(make(by=by))
     assert all(c.index % 2 for c in got.values() if c.finish is Finish.REJECTED)
 
 
@@ -155,6 +174,7 @@ def test_what_has_no_value_is_not_rejected(make: Callable[..., Sampler]) -> None
         ({"at": [8, 8]}, "args.at"),
         ({"by": "nothing"}, "nothing"),
         ({"sampler": "vlm"}, "vlm"),
+        ({"sampler": "replay"}, "can't go on from a beginning"),
     ],
 )
 def test_wrong_arguments(make: Callable[..., Sampler], args: dict[str, Any], told: str) -> None:
@@ -164,7 +184,7 @@ def test_wrong_arguments(make: Callable[..., Sampler], args: dict[str, Any], tol
 
 def test_scorers_that_need_company_are_refused() -> None:
     with pytest.raises(RftError, match="consensus can't judge a few beginnings"):
-        speculative(SETUP, by={"use": "consensus"}, at=[8], sampler="reference")
+        speculative(SETUP, by={"use": "consensus"}, at=[8], sampler="transformers")
 
 
 def test_beams_are_refused(make: Callable[..., Sampler]) -> None:
