@@ -416,7 +416,7 @@ class Plan:
         return {
             "number": number,
             "pools": paths[number],
-            "first": paths[1],
+            "first": paths[1] if number > 1 else None,
             "distinct": arm.sample.distinct,
             "on_collapse": arm.rounds.on_collapse,
         }

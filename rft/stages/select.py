@@ -296,7 +296,7 @@ def _watch(job: dict[str, Any]) -> dict[str, Any]:
     if now is None:
         return {}
     found: dict[str, Any] = {"round": spec["number"], "variety": now.as_dict()}
-    first = measured(spec["first"]) if spec["number"] > 1 else None
+    first = measured(spec["first"]) if spec["first"] else None
     if first:
         found["collapse"] = collapse.signs(first, now)
         if found["collapse"]:
