@@ -14,7 +14,7 @@ quickstart: setup ## a whole experiment, small enough for any machine
 	$(BIN)/rft run configs/quickstart.yaml
 
 test: setup ## the default tests: no GPU, no network (CONTRIBUTING.md has more)
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest $(ARGS)
 
 lint: setup ## formatting, ruff, mypy, and that locks and generated docs are current
 	$(BIN)/ruff format --check $(CODE)

@@ -95,6 +95,41 @@ class Identity:
             inputs["kinds"] = self.digest(prompts.kinds_digest, arm, split)
         return inputs
 
+    def allocation(self, arm: Arm, asked: Sample, where: str) -> dict[str, Any]:
+        """What of an allocator the samples depend on. Raises ConfigError for one that can't be followed."""
+        target = components.argument("allocators", asked.allocate, "target", f"{where}.allocate")
+        if isinstance(target, int) and target > asked.n:
+            raise ConfigError(
+                f"{where}.allocate.args.target: no prompt can have {target} right answers of n = "
+                f"{asked.n} samples: raise n to several times the target, or lower the target"
+            )
+        for i, scorer in enumerate(arm.score):
+            if components.is_stream(scorer.use):
+                raise ConfigError(
+                    f"{where}.allocate.use: {asked.allocate.use} needs verdicts while it samples, and "
+                    f"score.{i}: {scorer.use} gives none before: use scorers that judge one candidate "
+                    "at a time, or set allocate.use to uniform"
+                )
+        what = self.component("allocators", asked.allocate, arm, "train")
+        return {**what, "args": flatten(asked.allocate.args), "distinct": asked.distinct}
+
+    def verdicts(self, arm: Arm, split: str, where: Callable[[str], str]) -> dict[str, Any]:
+        """What the verdicts on given candidates depend on. where: a setting's dotted path."""
+        setting, given, rule = arm.scorers(split)
+        scorers = []
+        for i, scorer in enumerate(given):
+            # Bound now, so that a wrong argument is found before anything is sampled.
+            components.bind("scorers", scorer, where(f"{setting}.{i}"))
+            what = self.component("scorers", scorer, arm, split)
+            scorers.append({**what, "args": without_folders(scorer.args)})
+        inputs: dict[str, Any] = {
+            "gold": self.digest(prompts.gold_digest, arm, split),
+            "score": scorers,
+        }
+        if len(scorers) > 1:
+            inputs["combine"] = rule.model_dump(mode="json")
+        return inputs
+
     def model(self, model: Model, chat: Chat) -> dict[str, Any]:
         """What of a model is part of an id: its weights, and how text becomes tokens."""
         return {"weights": self.weights(model), "chat": chat_digest(chat)}

@@ -7,6 +7,7 @@ key: sampling does not depend on gold answers, nor any id on the engine's speed 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from rft.config import (
 )
 from rft.identity import Identity, drawn_by, without_folders
 from rft.nodes import ArmPlan, Node, in_order
-from rft.rundir import flatten
 from rft.types import digest
 
 
@@ -217,8 +217,8 @@ class Plan:
         counts_reference = bool(adapts and arm.train and arm.train.include_reference)
         if adapts:
             assert isinstance(asked, Sample)
-            inputs["allocate"] = self._allocate(name, asked, where)
-            inputs["verdicts"] = self._verdicts(name, split)
+            inputs["allocate"] = self.identity.allocation(arm, asked, where)
+            inputs["verdicts"] = self.identity.verdicts(arm, split, partial(self._where, name))
             if counts_reference:
                 inputs["ways"] = self.identity.digest(prompts.solutions_digest, arm, split)
         label = "eval sample" if is_eval else "sample"
@@ -254,46 +254,11 @@ class Plan:
                 f"samples from {model.base}: set policy: base, or leave out `model`"
             )
 
-    def _allocate(self, name: str, asked: Sample, where: str) -> dict[str, Any]:
-        """What of an allocator the samples depend on."""
-        target = components.argument("allocators", asked.allocate, "target", f"{where}.allocate")
-        if isinstance(target, int) and target > asked.n:
-            raise ConfigError(
-                f"{where}.allocate.args.target: no prompt can have {target} right answers of n = "
-                f"{asked.n} samples: raise n to several times the target, or lower the target"
-            )
-        for i, scorer in enumerate(self.arms[name].score):
-            if components.is_stream(scorer.use):
-                raise ConfigError(
-                    f"{where}.allocate.use: {asked.allocate.use} needs verdicts while it samples, and "
-                    f"score.{i}: {scorer.use} gives none before: use scorers that judge one candidate "
-                    "at a time, or set allocate.use to uniform"
-                )
-        what = self.identity.component("allocators", asked.allocate, self.arms[name], "train")
-        return {**what, "args": flatten(asked.allocate.args), "distinct": asked.distinct}
-
-    def _verdicts(self, name: str, split: str) -> dict[str, Any]:
-        """What the verdicts on given candidates depend on."""
-        arm = self.arms[name]
-        setting, given, rule = arm.scorers(split)
-        scorers = []
-        for i, scorer in enumerate(given):
-            # Bound now, so that a wrong argument is found before anything is sampled.
-            components.bind("scorers", scorer, self._where(name, f"{setting}.{i}"))
-            what = self.identity.component("scorers", scorer, arm, split)
-            scorers.append({**what, "args": without_folders(scorer.args)})
-        inputs: dict[str, Any] = {
-            "gold": self.identity.digest(prompts.gold_digest, arm, split),
-            "score": scorers,
-        }
-        if len(scorers) > 1:
-            inputs["combine"] = rule.model_dump(mode="json")
-        return inputs
-
     def _score(self, name: str, split: str, sample: Node) -> Node:
         arm, data = self.arms[name], self._prompts(name)
         _, given, rule = arm.scorers(split)
-        inputs = {"kind": "score", "candidates": sample.key, **self._verdicts(name, split)}
+        verdicts = self.identity.verdicts(arm, split, partial(self._where, name))
+        inputs = {"kind": "score", "candidates": sample.key, **verdicts}
         return self._node(
             "score",
             sample.label.replace("sample", "score", 1),

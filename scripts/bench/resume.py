@@ -4,9 +4,9 @@
     python scripts/bench/resume.py --kills 20 --n 200
 
 Draws a pool with the embedded model and real vLLM, and kills the run (SIGKILL, every process of it) at
-random moments while it is sampling. A sampler in between writes down each request that the engine
-takes. Afterwards the tokens of every sample are known, and a sample that was taken by two runs is
-charged twice with all of its tokens, also if it had hardly begun: so the figure is an upper bound.
+random moments while it is sampling. After each step of the engine its running sequences are counted,
+each of which has made a token, in a file that outlives the process. So at the end it is known how many
+tokens were made, and how many are in the pool.
 """
 
 import argparse
@@ -17,41 +17,34 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from rft import rows
-from rft.types import Candidate, Request, Sampler, Setup
+from rft.types import Candidate, Sampler, Setup
 
-LOG = "RFT_BENCH_LOG"
+COUNT = "RFT_BENCH_COUNT"
 """Environment variable: a file among a sampler's arguments would be part of every sample's id."""
 
 
 def counted(setup: Setup) -> Sampler:
-    """The vLLM sampler, with a line in the file named by LOG for every request that it takes."""
+    """The vLLM sampler; adds each token that it makes to the number in the file named by COUNT."""
     from rft.samplers.vllm import vllm
 
-    inner = vllm(setup)
-    file = os.open(os.environ[LOG], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    inner: Any = vllm(setup)
+    scheduler = inner._engine.engine_core.engine_core.scheduler
+    step, made = inner._engine.step, np.memmap(os.environ[COUNT], np.int64, "r+", shape=(1,))
 
-    class Counted:
-        def sample(self, source: Iterator[Request | None]) -> Iterator[Candidate]:
-            return inner.sample(noted(source))
+    def counting() -> Any:
+        out = step()
+        # Those that end in this step were running in it.
+        made[0] += len(scheduler.running) + sum(one.finished for one in out)
+        return out
 
-        def stats(self) -> dict[str, float]:
-            return inner.stats()
-
-        def close(self) -> None:
-            inner.close()
-
-    def noted(source: Iterator[Request | None]) -> Iterator[Request | None]:
-        for request in source:
-            if request is not None:
-                os.write(file, f"{request.id}\n".encode())
-            yield request
-
-    return Counted()
+    inner._engine.step = counting
+    return inner
 
 
 def main() -> None:
@@ -68,8 +61,9 @@ def main() -> None:
     folder, chance = args.folder.resolve(), random.Random(args.seed)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    log = folder / "requests.log"
-    os.environ[LOG] = str(log)
+    count = folder / "tokens"
+    count.write_bytes(bytes(8))
+    os.environ[COUNT] = str(count)
     command = [
         *(sys.executable, "-m", "rft.cli", "sample", args.config, f"runs={folder}", "name=killed"),
         *("arms.random=null", "arms.sft_matched=null", f"sample.n={args.n}"),
@@ -80,9 +74,9 @@ def main() -> None:
         run = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )
-        before = log.stat().st_size if log.exists() else 0
+        before = count.read_bytes()
         # Not before it samples: what was never begun costs no tokens.
-        while run.poll() is None and (log.stat().st_size if log.exists() else 0) == before:
+        while run.poll() is None and count.read_bytes() == before:
             time.sleep(0.1)
         if kills < args.kills:
             try:
@@ -98,15 +92,11 @@ def main() -> None:
             sys.exit(told.decode())
         break
     (pool,) = {path.resolve() for path in (folder / "killed" / "rft").glob("seed*/2_sample")}
-    tokens = {r.id: len(r.token_ids) for r in rows.read(pool, Candidate, ["id", "token_ids"])}
-    taken = Counter(log.read_text().split())
-    assert taken.keys() == tokens.keys(), "every sample was taken, and all that was taken came"
-    paid, due = sum(tokens[id] * times for id, times in taken.items()), sum(tokens.values())
-    again = taken.total() - len(taken)
+    pool_tokens = [len(r.token_ids) for r in rows.read(pool, Candidate, ["id", "token_ids"])]
+    due, paid = sum(pool_tokens), int.from_bytes(count.read_bytes(), "little")
     print(
-        f"{kills} kills in {time.monotonic() - started:.0f} s: {len(tokens):,} samples, {due:,} tokens; "
-        f"{again:,} samples drawn again ({again / max(kills, 1):.0f} a kill), at most {paid - due:,} "
-        f"tokens: {paid / due - 1:.2%} more"
+        f"{kills} kills in {time.monotonic() - started:.0f} s: {len(pool_tokens):,} samples of {due:,} "
+        f"tokens, {paid:,} made: {paid / due - 1:.2%} more, {(paid - due) / max(kills, 1):,.0f} a kill"
     )
 
 

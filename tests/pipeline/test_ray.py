@@ -113,24 +113,13 @@ class Driver:
         self.process.wait()
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    """Started before all else and killed once it has drawn something, since the last of Ray's own
-    processes wait a minute for the others before they end."""
-    driver = Driver(DRIVER, tmp_path_factory.mktemp("local"))
-    yield driver
-    driver.kill()
-
-
 # ---- the cluster ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def nodes(local: Driver) -> Iterator[Any]:
+def nodes() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
-    until(lambda: len(local.lines()) >= 20, 600, "a Ray started here draws samples")
-    local.kill()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RFT_TEST_MARK", uuid.uuid4().hex)
         made = Cluster()
@@ -337,6 +326,12 @@ def test_actors_end_with_a_driver_that_is_killed(
     )
 
 
-def test_a_killed_driver_leaves_no_process_of_a_ray_started_here(local: Driver) -> None:
-    assert local.process.poll() is not None
-    until(lambda: not marked(local.mark), 200, "all of its processes are gone")
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_process_of_a_ray_started_here(tmp_path: Path) -> None:
+    """Slow, since the last of Ray's own processes wait a minute for the others before they end."""
+    driver = Driver(DRIVER, tmp_path)
+    try:
+        until(lambda: len(driver.lines()) >= 20, 600, "a Ray started here draws samples")
+    finally:
+        driver.kill()
+    until(lambda: not marked(driver.mark), 200, "all of its processes are gone")
