@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one = experiment(
         "plan",
-        "sample a few prompts, and say what the whole run will bring and cost",
+        "sample a few prompts, and say what sampling all will bring and cost",
         "rft plan configs/quickstart.yaml --prompts 48",
     )
     one.add_argument("--prompts", type=int, default=48, help="training prompts of the pilot (48)")

@@ -102,7 +102,7 @@ def _join(address: str | None) -> Callable[[], None]:
     except ImportError as fault:
         raise RftError(
             f"ray: it cannot be imported ({fault}): install rft with its extra: `pip install "
-            "'rft[ray]'`"
+            "'.[ray]'` in the checkout"
         ) from fault
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:

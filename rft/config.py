@@ -124,10 +124,10 @@ class Loops(Section):
     repeats: Annotated[int, Field(ge=2)] = 3
     """How many times in a row the piece must have been said."""
     min_tokens: Positive = 64
-    """Fewest tokens that the repetition must be long, all in all: `0000` or a table's rule is none."""
+    """Fewest tokens of all repetitions together; shorter ones (`0000`, the rule of a table) are no loop."""
     audit: Fraction = 0.05
-    """Share of the samples that run on although they repeat themselves: how often one of these comes
-    out correct is in the manifest of the score stage."""
+    """Share of all samples that are never stopped, so that the manifest of the score stage can tell how
+    many of those that loop come out correct."""
 
     @property
     def least(self) -> int:
@@ -225,10 +225,11 @@ class Sample(Decoding):
     """How many of the `n` samples each prompt gets. `uniform`: all. The others look at the verdicts as
     they come: `adaptive`, `budget`, `prop2diff`, or your own function."""
     distinct: Literal["equations", "text", "any"] = "equations"
-    """What makes two right answers different where `allocate` counts them: the equations in them, their
-    words, or nothing: `any` two are."""
+    """What makes two right answers different where `allocate` counts them: `equations`, the equations in
+    them; `text`, their text, spaces aside; `any`, every right answer counts."""
     policy: Policy = "base"
-    """`base`, `arm:NAME` (the adapter that arm trained, same seed), or the folder of a LoRA adapter."""
+    """`base`, `arm:NAME` (the adapter that arm trained, same seed), or the folder of a LoRA adapter. With
+    `rounds`, that of the first round."""
     model: Model | None = None
     """Another model to sample from. Its answers are tokenised anew for the model that is trained."""
     chat: dict[str, Any] = {}
@@ -256,7 +257,8 @@ class Sample(Decoding):
 
 class Rounds(Section):
     """Expert iteration: each round after the first samples from the policy that the one before it
-    trained. `rounds: 3` is short for `rounds: {n: 3}`."""
+    trained. `rounds: 3` is short for `rounds: {n: 3}`. In the body it holds for every arm that samples and
+    trains, controls such as `random` included."""
 
     n: Positive = 1
     """Rounds of sampling, scoring, selecting and training. Each is evaluated."""

@@ -44,7 +44,7 @@ _SAME = -1
 """The way of a worked solution."""
 DRIFT = 0.08
 """Standard deviation of a run's speed against the pilot's, as a share: measured on one machine at
-different hours (docs/benchmarks.md)."""
+different hours (scripts/bench/forecast.py)."""
 
 Draw = tuple[bool, int | None, int]
 """Whether it is right, its way if it is, its tokens."""

@@ -21,6 +21,7 @@ from rft.faults import model_in
 KINDS = {
     "prompts": "prompt loaders",
     "samplers": "samplers",
+    "allocators": "allocators",
     "scorers": "scorers",
     "selectors": "selectors",
 }

@@ -20,8 +20,9 @@ def adaptive(
 ) -> Iterator[Tally | None]:
     """target: distinct right answers (`sample.distinct`) after which a prompt is done.
 
-    price: the most that one more of them may cost, in average draws of an average prompt: the
-    dearest to find cost about so many, all others less. In simulated pools
+    price: a prompt is given up when one more right answer is expected to cost more than this. The
+    unit is the cost of an average draw in this pool. Most answers cost less; only the last ones
+    cost about the price. In simulated pools
     (scripts/bench/adaptive.py) a price of r covered as much as a uniform n of 0.7 r to 1.8 r.
 
     first: draws that every prompt gets whatever their verdicts. The first `first` indices of all

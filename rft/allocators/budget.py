@@ -26,7 +26,8 @@ _LAST = 0.01
 def budget(
     tallies: Tallies, *, tokens: int, target: int = 4, first: int = 4
 ) -> Iterator[Tally | None]:
-    """tokens: completion tokens of the whole run, those of an earlier, interrupted part included.
+    """tokens: completion tokens of one pool, for one seed and one round, those of an earlier,
+    interrupted part included.
     No sample is begun that is expected to lead beyond them; those under way are finished.
 
     target, first: as for `adaptive`. Every prompt gets its first draws before any gets more, so

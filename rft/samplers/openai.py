@@ -100,7 +100,8 @@ def openai(
     extra: more fields of each request, which win over ours; null takes one out (`logprobs: null`).
     api_key_env: name of the environment variable that holds the key, where the server wants one.
     max_concurrency: most requests on their way; for vLLM its --max-num-seqs.
-    requests_per_minute, tokens_per_minute: most requests, prompt and completion tokens in a minute.
+    requests_per_minute: most requests in a minute.
+    tokens_per_minute: most prompt and completion tokens in a minute.
     timeout_s: seconds that one request may take, waiting at the server included.
     patience_s: seconds to wait for a server that answers nothing any more.
     """

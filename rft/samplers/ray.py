@@ -45,6 +45,7 @@ def ray(
     address: null starts Ray here; `auto`, `host:6379` or `ray://host:10001` joins a cluster.
     engines: copies of the model; by default as many as the GPUs allow, or without GPUs one a node.
     cpus: cores that each reserves; default 1 beside GPUs, else the node's, shared among its engines.
+
     Raises RftError if there is no cluster, no room, or the first engine can't start.
     """
     if setup.engine.data_parallel > 1:

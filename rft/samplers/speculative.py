@@ -81,9 +81,11 @@ def speculative(
     ...}}`, or one of yours that judges a candidate at a time and gives a value (it runs in
     this process, without a deadline).
 
-    at: numbers of tokens after which samples are compared, each time the survivors. keep: share of
-    the compared that goes on, rounded up. audit: share of the samples that is finished whatever its
-    rank. sampler, sampler_args: what draws.
+    at: numbers of tokens after which samples are compared, each time the survivors.
+    keep: share of the compared that goes on, rounded up.
+    audit: share of the samples that is finished whatever its rank.
+    sampler: what draws: `vllm`, `ray`, `transformers`, or yours.
+    sampler_args: its arguments.
     """
     where = f"{setup.section}.args"
     if at != sorted(set(at)) or not at:

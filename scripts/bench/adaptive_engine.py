@@ -2,7 +2,7 @@
 
     python scripts/bench/adaptive_engine.py
     python scripts/bench/adaptive_engine.py --config configs/svamp_smollm2.yaml --n 24 --price 8 \\
-        --set prompts.args.path=../shared/data/svamp/SVAMP.json
+        --set prompts.args.path=data/svamp/SVAMP.json
 
 The same policy and problems, real vLLM, scorers beside it: once `n` samples of every problem, once
 adaptively at each price. The uniform pool, cut at every n, gives the tokens that uniform sampling needs

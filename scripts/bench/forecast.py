@@ -2,7 +2,7 @@
 
     python scripts/bench/forecast.py
     python scripts/bench/forecast.py --config configs/svamp_smollm2.yaml --runs 4 \\
-        --set prompts.args.path=../shared/data/svamp/SVAMP.json
+        --set prompts.args.path=data/svamp/SVAMP.json
 
 Each run has another seed, and they differ in how many prompts there are, in the temperature, and in
 whether the number of samples is fixed or adaptive. Counted is how often the figure that a run came to

@@ -1,6 +1,6 @@
 """What does stopping loops save, and whom does it lose?
 
-    python scripts/bench/loops.py --model models/SmolLM2-135M-Instruct --data ../shared/data
+    python scripts/bench/loops.py --model models/SmolLM2-135M-Instruct --data data
 
 * saved: the same samples with `loops` and without, same seeds, on one engine. What a loop costs is
   counted without the rule's help: a sample that ran to its budget loops from the token on after which

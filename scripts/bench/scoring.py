@@ -18,6 +18,7 @@ puts it at the end of the data set's worked solution, as a model's would be.
 import argparse
 import json
 import multiprocessing as mp
+import os
 import random
 import re
 import time
@@ -30,7 +31,7 @@ from rft.scorers._equal import Form, form_of
 from rft.scorers.math import math
 from rft.types import Candidate, Finish, Prompt
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("RFT_DATA") or Path(__file__).parents[2] / "data")
 PER_PROMPT = 64
 
 

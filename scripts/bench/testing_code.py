@@ -32,7 +32,7 @@ from rft import workers
 from rft.scorers.code import code
 from rft.types import Candidate, Finish, Prompt, Verdict, digest
 
-DATA = Path(os.environ.get("RFT_DATA") or Path(__file__).parents[3] / "shared" / "data")
+DATA = Path(os.environ.get("RFT_DATA") or Path(__file__).parents[2] / "data")
 WORKERS = 2
 TIMEOUT_S = 5.0
 
