@@ -17,7 +17,7 @@ from rft.chat import Renderer
 from rft.config import Chat, Eval, Loops, Model, Sample
 from rft.loops import AUDIT_COLUMNS, audit, in_loop, is_audited, may_stop, sentence, stopped_at
 from rft.report import page
-from rft.report.load import ArmRun
+from rft.report.load import ArmRun, Pool
 from rft.rundir import StageDir
 from rft.selectors.length import length
 from rft.stats import wilson
@@ -264,8 +264,9 @@ def test_the_report_says_what_stopping_saved_and_cost() -> None:
     found = audit(rows.table(made, Candidate).select(AUDIT_COLUMNS).to_batches(), correct, RULE)
     funnel = {"in": 16, "out": 16, "dropped": {}}
     score = {"funnel": funnel, "verdicts": {"correct": 5, "unknown": 11}, "loops": found}
-    manifests = {"sample": {"funnel": funnel}, "score": score, "select": {"funnel": funnel}}
-    steps = page._funnel(ArmRun("rft", 0, {}, manifests, (), ()))["steps"]
+    drawn = Pool("", Path(), Path(), {"funnel": funnel}, score)
+    manifests = {"select": {"funnel": funnel}}
+    steps = page._funnel(ArmRun("rft", 0, {}, manifests, (), (), (drawn,)))["steps"]
     assert [step["note"] for step in steps] == [None, sentence(found), None]
 
 

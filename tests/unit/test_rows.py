@@ -22,7 +22,17 @@ from rft.types import (
 FULL: list[Any] = [
     Prompt("p1", "1 + 1?", "2", "1 + 1 = 2\n#### 2", "sum", "assert f() == 2"),
     Candidate(
-        "c1", "p1", 3, "zwei \u20ac\n", (1, 2), (3, 2**31 - 1), Finish.STOP, -1.5, (-1.0, -0.5)
+        "c1",
+        "p1",
+        3,
+        "zwei \u20ac\n",
+        (1, 2),
+        (3, 2**31 - 1),
+        Finish.STOP,
+        -1.5,
+        (-1.0, -0.5),
+        "hot",
+        1,
     ),
     ScoreRow("c1", "p1", Verdict.UNKNOWN, "timeout", "2", 0.25, "[]"),
     ChoiceRow("c1", "p1", "wrong"),
