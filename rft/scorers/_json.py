@@ -97,16 +97,18 @@ def _values(text: str) -> Iterator[tuple[Any, str]]:
     at = 0
     while opening := _OPENS.search(text, at):
         at = opening.start()
+        # A fault counts the lines of all that is before it, so it is given what is left only.
+        rest = text[at:]
         try:
-            value, end = _DECODER.raw_decode(text, at)
+            value, end = _DECODER.raw_decode(rest)
         except json.JSONDecodeError as fault:
             # What is whole inside something broken does not count; and so each sign is read once.
-            at = max(fault.pos, at + 1)
+            at += max(fault.pos, 1)
         except (ValueError, RecursionError) as fault:
             raise NoJson(str(fault)) from None
         else:
-            yield value, text[at:end]
-            at = end
+            yield value, rest[:end]
+            at += end
 
 
 def same(one: Any, other: Any, tolerance: float) -> bool:
