@@ -12,7 +12,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +62,16 @@ class Pilot:
     rate: float
     """Completion tokens a second, in the steady state."""
     start_s: float
-    """Seconds that the engine takes to start."""
+    """Seconds beside those of the steady state: the engine's start, its first steps, the tail."""
     row_bytes: float
     """Disk for a candidate and its verdict."""
     memory_gb: float | None
     """Most memory that the stage had, GiB; of the GPU's there is no figure."""
-    tokens: int = field(init=False, default=0)
 
     @property
     def prompts(self) -> int:
         """Prompts of the whole run."""
         return len(self.known)
-
-    def __post_init__(self) -> None:
-        total = sum(tokens for one in self.draws for _, _, tokens in one)
-        object.__setattr__(self, "tokens", total)
 
 
 @dataclass(frozen=True)
@@ -116,12 +111,13 @@ def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known:
     per_prompt = manifest["funnel"]["in"] // max(len(prompts), 1)
     order = order[: max(len(order) - sum(lost.values()) // max(per_prompt, 1), len(found))]
     engine = manifest["engine"]
+    rate = engine.get("steady_tokens_per_s") or engine.get("tokens_per_s") or 0.0
     size = sum(p.stat().st_size for folder in (sample, score) for p in folder.glob("part-*"))
     return Pilot(
         draws=[[draw for _, draw in sorted(found[id])] for id in sorted(found)],
         known=[known and by_id[id].solution is not None for id in order],
-        rate=engine.get("steady_tokens_per_s") or engine.get("tokens_per_s") or 0.0,
-        start_s=engine.get("engine_start_s", 0.0),
+        rate=rate,
+        start_s=max(manifest["seconds"] - manifest["tokens"] / rate, 0.0) if rate else 0.0,
         row_bytes=size / max(manifest["rows"], 1),
         memory_gb=manifest.get("memory_gb"),
     )
@@ -144,10 +140,8 @@ def forecast(pilot: Pilot, n: int, allocate: Component, seed: int = 0) -> dict[s
     for place, name in enumerate(FIGURES[:-1]):
         figures = scale * np.array([one[place] for one in got])
         told[name] = _range(figures)
-    tokens = scale * np.array([one[1] for one in got])
-    # The pilot's samples are taken over, not drawn again.
-    tokens = np.maximum(tokens - pilot.tokens, 0)
     if pilot.rate:
+        tokens = scale * np.array([one[-1] for one in got])
         speed = pilot.rate * np.exp(rng.normal(0, DRIFT, count))
         told["hours"] = _range((tokens / speed + pilot.start_s) / 3600)
     return told
@@ -246,24 +240,11 @@ def _simulate(
     known = world.known_P.astype(int)
     right, distinct = np.zeros(size, dtype=int), np.zeros(size, dtype=int)
     # What a right answer repeats that is not new.
-    old = [_SAME if solved else 0 for solved in world.known_P]
-    tokens, samples = 0.0, 0
-    for place, drawn in enumerate(world.pilot):
-        if world.known_P[place]:
-            board.know(str(place), _SAME)
-        ways: set[int] = set()
-        for index, (correct, way, length) in enumerate(drawn):
-            key = None
-            if correct:
-                key = old[place] if way is None else way
-                old[place] = old[place] or key
-                ways |= {key} - {_SAME}
-            board.note(str(place), index)
-            board.judge(str(place), index, length, key)
-            right[place] += correct
-            tokens += length
-            samples += 1
-        distinct[place] = len(ways)
+    old: list[int | None] = [_SAME if solved else None for solved in world.known_P]
+    seen: dict[int, set[int]] = {}
+    for place in np.flatnonzero(world.known_P):
+        board.know(str(place), _SAME)
+    tokens, paid, samples = 0.0, 0.0, 0
     under_way: deque[tuple[str, int, int, int | None]] = deque()
     for tally in make(board):
         if tally is None or len(under_way) >= UNDER_WAY:
@@ -272,21 +253,34 @@ def _simulate(
             continue
         place = int(tally.prompt_id)
         index = board.take(tally)
-        hit, cost = fresh(place)
-        way = None
+        cost: float
+        way: int | None = None
+        new = False
+        if index < len(world.pilot[place]):
+            # Drawn by the pilot, and taken over when it is asked for.
+            hit, own, cost = world.pilot[place][index]
+            if hit:
+                way = _SAME if own is None else own
+                ways = seen.setdefault(place, {_SAME} if known[place] else set())
+                new = way not in ways
+                ways.add(way)
+        else:
+            hit, cost = fresh(place)
+            paid += cost
+            if hit:
+                before = int(right[place]) + known[place], int(distinct[place]) + known[place]
+                new = world.is_new(*before)
+                # Above any hash that the pilot's ways have.
+                way = (1 << 64) + samples if new else old[place]
         if hit:
-            before = int(right[place]) + known[place], int(distinct[place]) + known[place]
-            new = world.is_new(*before)
-            # Above any hash that the pilot's ways have.
-            way = (1 << 64) + samples if new else old[place]
-            old[place] = old[place] or way
+            old[place] = way if old[place] is None else old[place]
             right[place] += 1
             distinct[place] += new
         tokens += cost
         samples += 1
         board.tokens = int(tokens)
         under_way.append((tally.prompt_id, index, int(cost), way))
-    return samples, tokens, right.sum(), distinct.sum(), (right > 0).sum()
+    return samples, tokens, right.sum(), distinct.sum(), (right > 0).sum(), paid
 
 
 def _fresh_draws(world: _World, rng: np.random.Generator) -> Callable[[int], tuple[bool, float]]:

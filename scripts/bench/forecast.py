@@ -43,7 +43,7 @@ def main() -> None:
     folder = args.folder.resolve()
     common = [args.config, f"runs={folder}", "arms.random=null", "arms.sft_matched=null", *args.set]
     rft("train", *common, "name=policy", "arms.rft=null")
-    policy = folder / "policy" / "sft" / "seed0" / "5_train" / "adapter"
+    policy = folder / "policy" / "sft" / "seed0" / "5_train"
     inside: Counter[str] = Counter()
     whole = 0
     print("seed prompts temp rule      " + "".join(f"{name:>38}" for name in FIGURES))

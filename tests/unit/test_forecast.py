@@ -71,7 +71,7 @@ def test_uniform_runs_fall_within_their_intervals() -> None:
 def test_hours_are_those_of_what_is_left_to_draw() -> None:
     pilot = of(World(50, 1).pilot(50, 4), 50)
     told = forecast(pilot, 4, Component(use="uniform"))
-    assert told["tokens"].value == pilot.tokens
+    assert told["tokens"].value == sum(t for one in pilot.draws for _, _, t in one)
     assert told["hours"].value == pytest.approx(20 / 3600)
 
 
@@ -116,12 +116,12 @@ def test_a_known_solutions_way_is_none_that_counts() -> None:
 
 
 def test_a_budget_is_that_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    pilot = of(World(400, 5).pilot(40, 4), 400)
-    budget = Component(use="budget", args={"tokens": 120_000})
-    whole = forecast(pilot, 64, budget)
-    monkeypatch.setattr(module, "MOST_PROMPTS", 100)
-    assert forecast(pilot, 64, budget)["tokens"].value == pytest.approx(120_000, rel=0.1)
-    assert whole["tokens"].value == pytest.approx(120_000, rel=0.1)
+    pilot = of(World(120, 5).pilot(24, 4), 120)
+    budget = Component(use="budget", args={"tokens": 30_000})
+    whole = forecast(pilot, 24, budget)
+    monkeypatch.setattr(module, "MOST_PROMPTS", 60)
+    assert forecast(pilot, 24, budget)["tokens"].value == pytest.approx(30_000, rel=0.1)
+    assert whole["tokens"].value == pytest.approx(30_000, rel=0.1)
 
 
 def test_without_a_speed_there_are_no_hours() -> None:
