@@ -118,6 +118,7 @@ def test_a_known_solutions_way_is_none_that_counts() -> None:
 def test_a_budget_is_that_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
     pilot = of(World(120, 5).pilot(24, 4), 120)
     budget = Component(use="budget", args={"tokens": 30_000})
+    monkeypatch.setattr(module, "SIMULATIONS", (8, 8))
     whole = forecast(pilot, 24, budget)
     monkeypatch.setattr(module, "MOST_PROMPTS", 60)
     assert forecast(pilot, 24, budget)["tokens"].value == pytest.approx(30_000, rel=0.1)
