@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from rft import stats
 from rft.config import Loops
-from rft.types import Finish, digest
+from rft.types import Finish, falls_in
 
 
 def in_loop(token_ids: Sequence[int], least: int, most: int, repeats: int) -> bool:
@@ -51,7 +51,7 @@ def stopped_at(token_ids: Sequence[int], loops: Loops) -> int | None:
 
 def is_audited(id: str, loops: Loops) -> bool:
     """Whether the candidate of this id is let run on. It follows from the id alone."""
-    return int(digest(id, "loops")[:8], 16) < loops.audit * (1 << 32)
+    return falls_in(loops.audit, id, "loops")
 
 
 def may_stop(id: str, loops: Loops | None) -> Loops | None:
@@ -103,6 +103,24 @@ def audit(
         "false_abort_rate": rate and [rate.value, rate.low, rate.high],
         "tokens_saved": round(stopped * sum(beyond) / looped) if looped else None,
     }
+
+
+def rejections(found: dict[str, Any]) -> str:
+    """What speculative rejection (samplers/speculative.py) cost, for people. found: `rejected` of a score
+    stage's manifest."""
+    value, low, high = found["lost"]
+    return (
+        f"{found['rejected']:,} beginnings were rejected; {found['spared_correct']:,} of the "
+        f"{found['spared']:,} spared ones came out correct, so about {value:,.0f} ({low:,.0f} to "
+        f"{high:,.0f}) correct samples were lost, beside {found['correct']:,} found."
+    )
+
+
+def told(manifest: dict[str, Any]) -> list[str]:
+    """What a score stage's manifest says of samples that were stopped, in sentences."""
+    looped = manifest.get("loops") and sentence(manifest["loops"])
+    rejected = manifest.get("rejected") and rejections(manifest["rejected"])
+    return [one for one in (looped, rejected) if one]
 
 
 def sentence(found: dict[str, Any]) -> str | None:

@@ -264,15 +264,8 @@ def _say_done(node: Node, manifest: dict[str, Any]) -> None:
         process.say(
             f"  {node.label}: " + ", ".join(f"{n:,} {v}" for v, n in manifest["verdicts"].items())
         )
-        if gone := manifest.get("rejected"):
-            process.say(
-                f"  {gone['rejected']:,} beginnings were rejected; {gone['spared_correct']:,} of the "
-                f"{gone['spared']:,} spared ones came out correct, so about {gone['lost'][0]:,.0f} "
-                f"({gone['lost'][1]:,.0f} to {gone['lost'][2]:,.0f}) correct samples were lost, "
-                f"beside {gone['correct']:,} found"
-            )
-        if told := manifest.get("loops") and loops.sentence(manifest["loops"]):
-            process.say(f"  {told}")
+        for sentence in loops.told(manifest):
+            process.say(f"  {sentence}")
 
 
 def _write_prompts(node: Node) -> None:

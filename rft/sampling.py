@@ -36,6 +36,7 @@ from rft.types import (
     ScoreRow,
     Verdict,
     digest,
+    seed_of,
 )
 from rft.verdicts import MOST, Beside
 
@@ -118,8 +119,7 @@ class Job:
 
     def request(self, prompt_id: str, index: int) -> Request:
         key = self.id(prompt_id, index)
-        # 63 bits: engines take the seed as a signed 64-bit number.
-        seed = int(digest(key, "seed")[:16], 16) >> 1
+        seed = seed_of(key, "seed")
         ids, adapter = self.prompt_ids(prompt_id), self.spec["adapter"]
         return Request(key, prompt_id, index, ids, self.decoding, seed, adapter)
 

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rft import cluster, components, rows, workers
+from rft import components, rows, spread, workers
 from rft.combine import combine, settled
 from rft.config import Combine, Component, Loops, Ray
 from rft.loops import AUDIT_COLUMNS, audit, is_audited
@@ -268,7 +268,7 @@ def mixed(
 
 def _pool(args: tuple[Any, ...], chunks: Iterable[Any], ray: Ray) -> Iterator[tuple[Any, Any]]:
     if ray.scorer_actors:
-        return cluster.run(
+        return spread.run(
             load_scorers,
             args,
             chunks,

@@ -27,6 +27,16 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+def seed_of(*parts: Any) -> int:
+    """A seed that follows from `parts`: 63 bits, since engines take it as a signed 64-bit number."""
+    return int(digest(*parts)[:16], 16) >> 1
+
+
+def falls_in(share: float, *parts: Any) -> bool:
+    """Whether `parts` are among the share of all that their hash chooses."""
+    return int(digest(*parts)[:8], 16) < share * (1 << 32)
+
+
 class Verdict(StrEnum):
     """What a scorer says of one candidate."""
 

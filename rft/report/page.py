@@ -215,14 +215,13 @@ def _funnel(run: ArmRun) -> dict[str, Any]:
             ]
         elif told["out"]:
             parts = [("kept", "kept", told["out"]), *parts]
-        audited = manifest.get("loops")
         total = max(told["in"], sum(count for _, _, count in parts), 1)
         steps.append(
             {
                 "title": title,
                 "in": told["in"],
                 "out": told["out"],
-                "note": audited and loops.sentence(audited),
+                "note": " ".join(loops.told(manifest)) or None,
                 "parts": [
                     {"kind": kind, "name": examples.clean(name), "count": n, "share": n / total}
                     for kind, name, n in parts

@@ -36,7 +36,8 @@ from rft.types import (
     Score,
     Setup,
     Verdict,
-    digest,
+    falls_in,
+    seed_of,
 )
 
 
@@ -227,7 +228,7 @@ class _Speculative:
             request,
             prompt_token_ids=request.prompt_token_ids + part.token_ids,
             decoding=request.decoding.model_copy(update=update),
-            seed=int(digest(request.id, "piece", done)[:16], 16) >> 1 if done else request.seed,
+            seed=seed_of(request.id, "piece", done) if done else request.seed,
         )
 
     def _extend(self, part: _Part, got: Candidate) -> Finish:
@@ -267,7 +268,7 @@ class _Speculative:
             if id not in worst:
                 # Among them those that the scorer can't judge.
                 self._ready.append(self._next(part, after))
-            elif self._is_audited(id):
+            elif falls_in(self._audit, id, "speculative"):
                 self._counts["spared"] += 1
                 part.spared = len(part.token_ids)
                 self._ready.append(self._next(part, apart))
@@ -277,9 +278,6 @@ class _Speculative:
                 self._rejected.append(replace(rows[id], finish=Finish.REJECTED))
         self._counts["compared"] += len(round_.there)
         round_.there.clear()
-
-    def _is_audited(self, id: str) -> bool:
-        return int(digest(id, "speculative")[:8], 16) < self._audit * (1 << 32)
 
     def _row(self, part: _Part, finish: Finish) -> Candidate:
         """The sample as far as it has come."""

@@ -12,10 +12,10 @@ was inside the 90% interval that its pilot gave. The policy is trained once, bef
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
+
+from adaptive_engine import rft
 
 from rft import forecast, loader
 from rft.forecast import FIGURES, Range
@@ -23,12 +23,6 @@ from rft.plan import Plan
 
 WANTED = ("tokens", "correct", "hours")
 """Whose intervals must all hold for a run to count; correct answers are the yield."""
-
-
-def rft(*words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "rft.cli", *words], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"rft {' '.join(words)}:\n{done.stderr}")
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ LEVELS = [
         "server",
         "hosts",
         "cluster",
+        "spread",
     },
     {"loader"},
     {"config"},
@@ -56,7 +57,9 @@ WITHIN = {
     ("workers", "process"),
     ("hosts", "process"),
     ("cluster", "hosts"),
-    ("cluster", "workers"),
+    ("spread", "cluster"),
+    ("spread", "hosts"),
+    ("spread", "workers"),
 }
 """Imports within the level of helpers, so that none of them goes round in a circle."""
 

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rft import cluster, workers
+from rft import cluster, spread, workers
 from rft.config import Combine, Ray
 from rft.samplers import _serve
 from rft.types import Finish, Request, RftError, Setup
@@ -256,7 +256,7 @@ def test_scoring_actors_are_killed_in_mid_run(engines: Any, nodes: Any) -> None:
     items += [("sleep", 0.02 + i / 1e6) for i in range(200)]
     settings: dict[str, Any] = {"workers": 1, "timeout_s": 2.0}
     before = dict(each(workers.run(_work.make, (), cut(items, 6), **settings)))
-    stream = cluster.run(
+    stream = spread.run(
         _work.make, (), cut(items, 6), address=nodes.address, actors=NODES, **settings
     )
     got = list(itertools.islice(stream, 3))
@@ -290,20 +290,20 @@ def test_a_scorer_that_cannot_be_made_is_one_message(nodes: Any) -> None:
         "actors": 2,
     }
     with pytest.raises(RftError, match=r"^node .*could not start: ValueError: no such model"):
-        list(cluster.run(_work.make, ("raises",), [numbers(2)], **settings))
+        list(spread.run(_work.make, ("raises",), [numbers(2)], **settings))
     with pytest.raises(RftError, match="a Ray of its own is asked for, and this process is in"):
-        list(cluster.run(_work.make, (), [numbers(2)], **{**settings, "address": None}))
+        list(spread.run(_work.make, (), [numbers(2)], **{**settings, "address": None}))
 
 
 SCORING = """
 import sys
-from rft import cluster, process
+from rft import process, spread
 from tests.unit import _work
 
 process.stop_once()
 chunks = ([("sleep", 0.05)] for _ in range(10**6))
 try:
-    for got in cluster.run(_work.make, (), chunks, workers=1, timeout_s=9, address=ADDRESS, actors=2):
+    for got in spread.run(_work.make, (), chunks, workers=1, timeout_s=9, address=ADDRESS, actors=2):
         print(len(got), flush=True)
 except KeyboardInterrupt:
     sys.exit(process.INTERRUPTED)

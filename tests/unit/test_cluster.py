@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from rft import cluster, hosts, workers
-from rft.cluster import Node, _Piece, _spread
+from rft import cluster, hosts, spread, workers
+from rft.cluster import Node
 from rft.config import Chat, Engine, Model
 from rft.hosts import Host, Lost, Pool, Reply
 from rft.samplers import _serve
 from rft.samplers.ray import ray, shares
+from rft.spread import _Piece, _spread
 from rft.types import RftError, Setup
 from tests.unit import _work
 from tests.unit.test_workers import cut, numbers
@@ -250,7 +251,7 @@ def test_every_chunk_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_service_of_a_scoring_actor_is_workers_run() -> None:
     """In a thread and with real worker processes: hangs and crashes cost their item only."""
-    host = Host(cluster._work, (_work.make, (), 2, 1.0, 4.0))
+    host = Host(spread._work, (_work.make, (), 2, 1.0, 4.0))
     threading.Thread(target=host.run, daemon=True).start()
     assert host.start() == Reply()
     items = [*numbers(20), ("exit", 0), ("raise", "luck"), *numbers(3), ("power", 0)]
@@ -275,7 +276,7 @@ def test_the_service_of_a_scoring_actor_is_workers_run() -> None:
 
 
 def test_a_scorer_that_cannot_be_made_ends_the_run() -> None:
-    host = Host(cluster._work, (_work.make, ("raises",), 1, 1.0, 4.0))
+    host = Host(spread._work, (_work.make, ("raises",), 1, 1.0, 4.0))
     threading.Thread(target=host.run, daemon=True).start()
     host.start()
     reply = host.exchange([(0, numbers(1))], wait_s=60, enough=1)
