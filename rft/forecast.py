@@ -335,11 +335,21 @@ def tell(plan: Plan, pilots: list[tuple[Node, Node]]) -> None:
             "uses": own.use,
             "rules": {rule: to_json(figures) for rule, figures in told.items()},
         }
-        _print(console, sample.label, pilot, told)
+        heads = [
+            "\n".join([rule, f"n: {most}", *(f"{k}: {v}" for k, v in allocate.args.items())])
+            for rule, (most, allocate) in rules.items()
+        ]
+        _print(console, sample.label, pilot, told, heads)
     rows.write_bytes(plan.folder / "forecast.json", to_bytes(kept))
 
 
-def _print(console: Console, label: str, pilot: Pilot, told: dict[str, dict[str, Range]]) -> None:
+def _print(
+    console: Console,
+    label: str,
+    pilot: Pilot,
+    told: dict[str, dict[str, Range]],
+    heads: list[str],
+) -> None:
     drawn = sum(map(len, pilot.draws))
     right = sum(draw[0] for one in pilot.draws for draw in one)
     table = Table(
@@ -348,8 +358,8 @@ def _print(console: Console, label: str, pilot: Pilot, told: dict[str, dict[str,
         title_justify="left",
     )
     table.add_column("")
-    for rule in told:
-        table.add_column(rule, justify="right")
+    for head in heads:
+        table.add_column(head, justify="right")
     for name in FIGURES:
         shown = (
             _shown(name, figures[name]) if name in figures else "unknown"
