@@ -9,10 +9,14 @@ fourth, that a machine is not as fast all the time.
 """
 
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +40,17 @@ MOST_PROMPTS = 1000
 """Prompts of a simulated run; more are scaled up."""
 MOST_DRAWS = 800_000
 """Draws of all simulated runs of one rule, which is half a minute."""
+FEW_DRAWS = 100_000
+"""Draws that are simulated in this process: to start others would take longer."""
 SIMULATIONS = (40, 200)
 """Fewest and most of them."""
 UNDER_WAY = 128
 """Samples that an engine holds, after which the verdict on the first of them comes."""
 _SAME = -1
 """The way of a worked solution."""
-DRIFT = 0.08
-"""Standard deviation of a run's speed against the pilot's, as a share: measured on one machine at
-different hours (scripts/bench/forecast.py)."""
+DRIFT = 0.1
+"""Standard deviation of a run's time against what its pilot's pace promises, as a share: measured on one
+machine at different hours (scripts/bench/forecast.py)."""
 
 Draw = tuple[bool, int | None, int]
 """Whether it is right, its way if it is, its tokens."""
@@ -89,6 +95,9 @@ class Range:
 FIGURES = ("samples", "tokens", "correct", "distinct", "solved", "hours")
 """Samples drawn; their tokens; right ones; different right ones; prompts with a right one; hours of sampling, start included."""
 
+LABELS = {"hours": "time"}
+"""Of figures that people are shown with a unit."""
+
 
 def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known: bool) -> Pilot:
     """A finished pilot. known: ways of worked solutions don't count, since they are trained on."""
@@ -126,7 +135,6 @@ def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known:
 def forecast(pilot: Pilot, n: int, allocate: Component, seed: int = 0) -> dict[str, Range]:
     """FIGURES of a run that draws at most n samples of each prompt as `allocate` says; `hours` only where
     the pilot has told a speed."""
-    rng = np.random.default_rng(seed)
     size = min(pilot.prompts, MOST_PROMPTS)
     scale = pilot.prompts / size
     count = int(np.clip(MOST_DRAWS // max(size * n, 1), *SIMULATIONS))
@@ -134,16 +142,22 @@ def forecast(pilot: Pilot, n: int, allocate: Component, seed: int = 0) -> dict[s
         # Of the whole run, of which this is a part.
         args = {**allocate.args, "tokens": float(allocate.args["tokens"]) / scale}
         allocate = allocate.model_copy(update={"args": args})
-    make = components.make("allocators", allocate, "sample.allocate")
-    got = [_simulate(pilot, n, make, size, rng) for _ in range(count)]
+    simulate = partial(_simulate, pilot, n, allocate, size)
+    seeds = [(seed, i) for i in range(count)]
+    if count * size * n < FEW_DRAWS:
+        got = list(map(simulate, seeds))
+    else:
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+            got = list(pool.map(simulate, seeds, chunksize=4))
     told: dict[str, Range] = {}
     for place, name in enumerate(FIGURES[:-1]):
         figures = scale * np.array([one[place] for one in got])
         told[name] = _range(figures)
     if pilot.rate:
         tokens = scale * np.array([one[-1] for one in got])
-        speed = pilot.rate * np.exp(rng.normal(0, DRIFT, count))
-        told["hours"] = _range((tokens / speed + pilot.start_s) / 3600)
+        seconds = pilot.start_s + tokens / pilot.rate
+        drift = np.random.default_rng(seed).normal(0, DRIFT, count)
+        told["hours"] = _range(seconds * np.exp(drift) / 3600)
     return told
 
 
@@ -228,12 +242,10 @@ def _right_of(draws: list[Draw]) -> tuple[int, int]:
 
 
 def _simulate(
-    pilot: Pilot,
-    n: int,
-    make: Callable[..., Iterator[Any]],
-    size: int,
-    rng: np.random.Generator,
+    pilot: Pilot, n: int, allocate: Component, size: int, seed: tuple[int, int]
 ) -> tuple[float, ...]:
+    rng = np.random.default_rng(seed)
+    make: Callable[..., Iterator[Any]] = components.make("allocators", allocate, "sample.allocate")
     world = _World(pilot, size, n, rng)
     board = Board(map(str, range(size)), n)
     fresh = _fresh_draws(world, rng)
@@ -365,7 +377,7 @@ def _print(
             _shown(name, figures[name]) if name in figures else "unknown"
             for figures in told.values()
         )
-        table.add_row(name, *shown)
+        table.add_row(LABELS.get(name, name), *shown)
     disk = [figures["samples"].value * pilot.row_bytes / (1 << 20) for figures in told.values()]
     table.add_row("disk, MiB", *(f"{size:,.1f}" for size in disk))
     memory = f"{pilot.memory_gb:.1f}" if pilot.memory_gb else "unknown"
@@ -374,8 +386,14 @@ def _print(
 
 
 def _shown(name: str, figure: Range) -> str:
-    digits = 2 if name == "hours" else 0
-    return f"{figure.value:,.{digits}f} ({figure.low:,.{digits}f} to {figure.high:,.{digits}f})"
+    value, low, high = (_figure(name, x) for x in (figure.value, figure.low, figure.high))
+    return f"{value} ({low} to {high})"
+
+
+def _figure(name: str, value: float) -> str:
+    if name != "hours":
+        return f"{value:,.0f}"
+    return f"{value:,.1f} h" if value >= 1 else f"{60 * value:.1f} min"
 
 
 def hold(plan: Plan) -> None:
@@ -391,8 +409,8 @@ def hold(plan: Plan) -> None:
                 continue
             told = Range(**expected[name])
             verdict = "inside" if figure in told else "OUTSIDE"
-            digits = 2 if name == "hours" else 0
-            process.say(f"  {name:<9} {_shown(name, told):>32}   {figure:,.{digits}f}  {verdict}")
+            label, shown = LABELS.get(name, name), _figure(name, figure)
+            process.say(f"  {label:<9} {_shown(name, told):>36}   {shown}  {verdict}")
 
 
 def _forecast_of(plan: Plan, kept: dict[str, Any]) -> Iterator[tuple[tuple[Node, Node], Any]]:

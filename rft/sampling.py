@@ -235,6 +235,7 @@ class Job:
             engine=stats,
             funnel={"in": whole, "out": count, "dropped": dict(self.dropped)},
             resumed=self.resumed,
+            shows_answer=self.renderer.shows_answer,
             # Of this process and its children at their largest, in KiB on Linux.
             memory_gb=round(sum(resource.getrusage(who).ru_maxrss for who in _WHO) / (1 << 20), 2),
             **({"allocation": self._allocation()} if self.adapts else {}),
@@ -305,6 +306,8 @@ def _solved(folders: Iterator[Path]) -> set[str]:
 
 
 _BANKED = object()
+_POINTS = 8192
+"""Most that the pace of a run is told from."""
 
 
 class Feed(Iterator[Request | None]):
@@ -314,7 +317,8 @@ class Feed(Iterator[Request | None]):
         self.in_flight: dict[str, Job] = {}
         self._tokens = self._finished = 0
         self._trace = [(time.monotonic(), 0, 0, 0)]
-        """(time, tokens so far, samples so far, samples under way), four times a second."""
+        """(time, tokens so far, samples so far, samples under way), `_every` seconds apart."""
+        self._every = 0.02
         self._stages = [(job, scores) for job in jobs for scores in job.scores]
         self._beside: dict[str, Beside] = {}
         for number, (_, scores) in enumerate(self._stages):
@@ -403,7 +407,7 @@ class Feed(Iterator[Request | None]):
         holds, so that others are half done as they are later, to when only half as many are left."""
         most = max(under_way for *_, under_way in self._trace)
         full = [at for at in self._trace if 2 * at[2] >= most and 2 * at[3] >= most]
-        if len(full) < 3 or full[-1][0] - full[0][0] < 1:
+        if len(full) < 3 or full[-1][0] - full[0][0] < 0.2:
             return {}
         return {"steady_tokens_per_s": (full[-1][1] - full[0][1]) / (full[-1][0] - full[0][0])}
 
@@ -411,8 +415,10 @@ class Feed(Iterator[Request | None]):
         self._tokens += len(candidate.token_ids)
         self._finished += 1
         now = time.monotonic()
-        if now - self._trace[-1][0] > 0.25:
+        if now - self._trace[-1][0] > self._every:
             self._trace.append((now, self._tokens, self._finished, len(self.in_flight)))
+            if len(self._trace) > _POINTS:
+                self._trace, self._every = self._trace[::2], 2 * self._every
         job = self.in_flight.pop(candidate.id, None)
         if job is None:
             raise RftError(

@@ -249,7 +249,7 @@ def _yields(sampled: list[ArmRun], colours: dict[str, int]) -> list[dict[str, An
         title = f"Correct samples per problem, of {n} ({', '.join(arms)}{by})"
         say = f"{solved:,} of {len(values):,} problems have at least one correct sample. "
         if values:
-            say += words.pool_pass_at_k(hits, pool.sample_manifest.get("allocation"))
+            say += words.pool_pass_at_k(hits, pool.sample_manifest)
             out.append(_bars(title, say, values, n, "correct samples", colours[arms[0]]))
     for run in sampled:
         kept = Counter(

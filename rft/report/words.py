@@ -130,9 +130,12 @@ def _cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return headings, table
 
 
-def pool_pass_at_k(hits: list[list[bool]], allocation: dict[str, int] | None) -> str:
-    """What a training pool tells of pass@k. hits: of each problem, in index order; allocation: of the
-    sample stage's manifest, if verdicts decided how many samples a problem got."""
+def pool_pass_at_k(hits: list[list[bool]], manifest: dict[str, Any]) -> str:
+    """What a training pool tells of pass@k. hits: of each problem, in index order; manifest: of its
+    sample stage."""
+    if manifest.get("shows_answer"):
+        return "No pass@k can be told: the prompts held the gold answer."
+    allocation = manifest.get("allocation")
     most = min(map(len, hits))
     first = most if allocation is None else min(most, allocation["first"])
     ks = sorted({k for i in range(12) if (k := 4**i) < first} | {first}) if first else []

@@ -8,7 +8,8 @@ The same policy and problems, real vLLM, scorers beside it: once `n` samples of 
 adaptively at each price. The uniform pool, cut at every n, gives the tokens that uniform sampling needs
 for the adaptive pool's coverage: the mean over problems of min(different right answers, 4), worked
 solutions' own ways not counted. After each step of the engine its running sequences are counted:
-occupancy is their share of `max_num_seqs` over time, until 98% of the tokens are made.
+occupancy is their share of `max_num_seqs` over time, until 98% of the tokens are made. Tokens a second are
+held against a uniform run of as many samples, since an engine is slow in its first seconds.
 """
 
 import argparse
@@ -29,7 +30,6 @@ from rft.tallies import KEYS
 from rft.types import Candidate, Prompt, Request, Sampler, ScoreRow, Setup, Verdict
 
 TARGET = 4
-
 
 LOG = "RFT_BENCH_LOG"
 """Environment variable: a file among a sampler's arguments would be part of every sample's id."""
@@ -84,38 +84,36 @@ def full(log: Path) -> tuple[float, float]:
     return float((share * spans).sum() / spans.sum()), float(tokens[-1] / (at[-1] - at[0]))
 
 
-def pool(home: Path, distinct: str) -> tuple[np.ndarray, np.ndarray]:
-    """Different right answers and tokens of each problem's first i samples: (P, n + 1) each. Where
-    a problem has fewer, both stay."""
-    prompts = {p.id: p for p in rows.read((home / "1_prompts").resolve() / "train", Prompt)}
-    verdicts = {r.id: r.verdict for r in rows.read((home / "3_score").resolve(), ScoreRow)}
-    way = KEYS[distinct]
-    by: dict[str, list[tuple[int, str | None, int]]] = {}
-    columns = ["id", "prompt_id", "index", "text", "token_ids"]
-    for c in rows.read((home / "2_sample").resolve(), Candidate, columns):
-        text = c.text if verdicts[c.id] is Verdict.CORRECT else None
-        by.setdefault(c.prompt_id, []).append((c.index, text, len(c.token_ids)))
-    deep = max(map(len, by.values()))
-    d, t = np.zeros((len(prompts), deep + 1)), np.zeros((len(prompts), deep + 1))
-    for row, (id, prompt) in enumerate(prompts.items()):
-        known = {way(prompt.solution)} if prompt.solution else set[int]()
-        found: set[int] = set()
-        for i, text, size in sorted(by.get(id, []), key=lambda one: one[0]):
-            if text is not None:
-                found |= {way(text)} - known
-            d[row, i + 1 :] = min(len(found), TARGET)
-            t[row, i + 1 :] += size
-    return d, t
+def outcome(home: Path, distinct: str) -> tuple[float, int, float]:
+    """Coverage, tokens and mean samples of a problem, of a pool that may have drawn more of one problem than of another."""
+    prompts = {p.id: p for p in rows.read(home / "1_prompts" / "train", Prompt)}
+    verdicts = {r.id: r.verdict for r in rows.read(home / "3_score", ScoreRow)}
+    way, tokens, samples = KEYS[distinct], 0, 0
+    found: dict[str, set[int]] = {id: set() for id in prompts}
+    for c in rows.read(home / "2_sample", Candidate, ["id", "prompt_id", "text", "token_ids"]):
+        tokens += len(c.token_ids)
+        samples += 1
+        if verdicts[c.id] is Verdict.CORRECT:
+            found[c.prompt_id].add(way(c.text))
+    for id, prompt in prompts.items():
+        if prompt.solution:
+            found[id].discard(way(prompt.solution))
+    coverage = float(np.mean([min(len(ways), TARGET) for ways in found.values()]))
+    return coverage, tokens, samples / len(prompts)
 
 
 def main() -> None:
+    # Not above: stages load this file alone, for `watched`.
+    from adaptive import at_coverage, dart, uniform_points
+    from rate_model import recorded
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--arm", default="rft")
     parser.add_argument("--n", type=int, default=100, help="of the uniform pool")
     parser.add_argument("--most", type=int, default=512, help="sample.n of the adaptive ones")
     parser.add_argument("--price", type=float, nargs="+", default=[8.0, 24.0])
-    parser.add_argument("--distinct", default="equations", choices=KEYS)
+    parser.add_argument("--distinct", nargs="+", default=["equations"], choices=KEYS)
     parser.add_argument("--set", nargs="*", default=[], help="settings of all runs")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-adaptive"))
     args = parser.parse_args()
@@ -131,35 +129,47 @@ def main() -> None:
     ]
     uniform = [*common, f"sample.n={args.n}", "name=uniform"]
     rft("score", *uniform)
-    even_d, even_t = pool(folder / "uniform" / args.arm / "seed0", args.distinct)
-    even_occupancy, even_speed = full(log)
-    covers = even_d.mean(axis=0)
-    print(
-        f"uniform, n = {args.n}: {even_t[:, -1].sum():,.0f} tokens, coverage {covers[-1]:.2f}, occupancy "
-        f"{even_occupancy:.3f}, {even_speed:,.0f} tokens/s",
-        flush=True,
-    )
-    for price in args.price:
-        name = f"price{price:g}-{args.distinct}"
-        words = [
-            *(*common, f"sample.n={args.most}", "sample.allocate.use=adaptive"),
-            f"sample.allocate.args={{target: {TARGET}, price: {price}}}",
-            f"name={name}",
-            f"sample.distinct={args.distinct}",
-        ]
-        rft("score", *words)
-        d, t = pool(folder / name / args.arm / "seed0", args.distinct)
-        coverage, tokens = d[:, -1].mean(), t[:, -1].sum()
-        occupancy, speed = full(log)
-        n = float(np.interp(coverage, covers, range(len(covers))))
-        same = float(np.interp(n, range(len(covers)), even_t.sum(axis=0)))
-        reached = "" if coverage <= covers[-1] else " (beyond the uniform pool)"
+    home = Path(args.arm) / "seed0"
+    occupancy, _ = full(log)
+    for distinct in args.distinct:
+        world = recorded(folder / "uniform" / home, distinct)
+        flat = uniform_points(world)
+        covers = [cover for cover, _ in flat]
         print(
-            f"price {price:g}: {tokens:,.0f} tokens, coverage {coverage:.2f}, as uniform n = {n:.1f}"
-            f"{reached}: {tokens / same:.3f} of its tokens; occupancy {occupancy:.3f}, "
-            f"{speed:,.0f} tokens/s, {speed / even_speed:.3f} of uniform",
+            f"{distinct}: uniform, n = {args.n}: {flat[-1][1]:,} tokens, coverage {covers[-1]:.2f}, "
+            f"occupancy {occupancy:.3f}",
             flush=True,
         )
+        for price in args.price:
+            name = f"price{price:g}-{distinct}"
+            words = [
+                *(*common, f"sample.n={args.most}", "sample.allocate.use=adaptive"),
+                f"sample.allocate.args={{target: {TARGET}, price: {price}}}",
+                f"name={name}",
+                f"sample.distinct={distinct}",
+            ]
+            rft("score", *words)
+            coverage, tokens, samples = outcome(folder / name / home, distinct)
+            occupancy, speed = full(log)
+            rft("score", *common, f"sample.n={round(samples)}", f"name=even-{name}")
+            _, even_speed = full(log)
+            if coverage > covers[-1]:
+                held = f"beyond the uniform pool, {tokens / flat[-1][1]:.3f} of all its tokens"
+            else:
+                n = float(np.interp(coverage, covers, range(len(covers))))
+                published, setting = dart(world, coverage, True)
+                ideal, _ = dart(world, coverage, False)
+                held = (
+                    f"as uniform n = {n:.1f}: {tokens / at_coverage(flat, coverage):.3f} of its "
+                    f"tokens, {tokens / published:.3f} of DART's ({setting}), {tokens / ideal:.3f} "
+                    "with a verdict after each sample"
+                )
+            print(
+                f"  price {price:g}: {tokens:,} tokens, coverage {coverage:.2f}, {held}; occupancy "
+                f"{occupancy:.3f}, {speed:,.0f} tokens/s, {speed / even_speed:.3f} of uniform n = "
+                f"{round(samples)}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Do forecasts hold? `rft plan`, then the run, many times, with a real engine.
 
     python scripts/bench/forecast.py
-    python scripts/bench/forecast.py --config configs/svamp_smollm2.yaml --runs 4 \\
-        --set prompts.args.path=data/svamp/SVAMP.json
 
-Each run has another seed, and they differ in how many prompts there are, in the temperature, and in
-whether the number of samples is fixed or adaptive. Counted is how often the figure that a run came to
-was inside the 90% interval that its pilot gave. The policy is trained once, before.
+Each run has a seed and problems of its own, drawn from all that come with the package; the runs differ
+in how many there are, in the temperature, and in whether the number of samples is fixed or adaptive.
+Counted is how often the figure that a run came to was inside the 90% interval that its pilot gave. The
+policy is trained once, before.
 """
 
 import argparse
 import json
+import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -23,6 +23,24 @@ from rft.plan import Plan
 
 WANTED = ("tokens", "correct", "hours")
 """Whose intervals must all hold for a run to count; correct answers are the yield."""
+
+
+EMBEDDED = Path("rft/embedded")
+
+
+def draw_problems(folder: Path, seed: int, count: int) -> list[str]:
+    """Writes so many problems to train on, and the others as held-out ones. Returns the settings."""
+    every = [json.loads(line) for line in (EMBEDDED / "train.jsonl").open()]
+    # As few of them have a worked solution as of the others.
+    every += [json.loads(line) | {"solution": None} for line in (EMBEDDED / "eval.jsonl").open()]
+    random.Random(seed).shuffle(every)
+    words = []
+    for split, some in (("train", every[:count]), ("eval", every[count:])):
+        path = folder / f"{split}{seed}.jsonl"
+        kept = ({k: v for k, v in row.items() if v is not None} for row in some)
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        words.append(f"prompts.args.{split}={path}")
+    return words
 
 
 def main() -> None:
@@ -50,7 +68,7 @@ def main() -> None:
             f"seeds=[{seed}]",
             f"sample.policy={policy}",
             f"sample.temperature={heat}",
-            f"prompts.limit_train={limit}",
+            *draw_problems(folder, seed, limit),
             f"sample.allocate.use={rule}",
             *(["sample.n=64", "sample.allocate.args={price: 12}"] if rule == "adaptive" else []),
         ]

@@ -81,8 +81,10 @@ def test_changed_config_on_an_old_run(finished: Path, tmp_path: Path) -> None:
 
 def test_torn_part_of_a_finished_stage_is_made_again(finished: Path, tmp_path: Path) -> None:
     runs = copy(finished, tmp_path)
-    folder = (runs / "quickstart/sft/seed0/2_sample_reference").resolve()
+    home = runs / "quickstart/sft/seed0"
+    folder, score = ((home / f"{name}_reference").resolve() for name in ("2_sample", "3_score"))
     held = rows.ids(folder)
+    assert rows.ids(score) == held
     part = rows.parts(folder)[0]
     part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
     shown = rft(sys.executable, "-m", "rft.cli", "show", str(runs / "quickstart"))
@@ -91,6 +93,8 @@ def test_torn_part_of_a_finished_stage_is_made_again(finished: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert "making the missing rows again" in done.stderr
     assert rows.ids(folder) == held
+    # A verdict on a text that is gone is none on what was drawn in its place.
+    assert not rows.ids(score) and rundir.StageDir(score).manifest() is None
 
 
 def test_show(finished: Path) -> None:

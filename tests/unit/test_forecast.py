@@ -72,7 +72,9 @@ def test_hours_are_those_of_what_is_left_to_draw() -> None:
     pilot = of(World(50, 1).pilot(50, 4), 50)
     told = forecast(pilot, 4, Component(use="uniform"))
     assert told["tokens"].value == sum(t for one in pilot.draws for _, _, t in one)
-    assert told["hours"].value == pytest.approx(20 / 3600)
+    # A machine is not as fast at all times.
+    hours = told["hours"]
+    assert hours.value == pytest.approx(20 / 3600, rel=0.1) and hours.low < 20 / 3600 < hours.high
 
 
 def test_adaptive_run_is_forecast_by_its_own_allocator() -> None:
