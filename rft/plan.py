@@ -87,7 +87,7 @@ class Plan:
                 **jobs[0],
                 "decoding": {**sample.job["decoding"], "n": n},
                 "allocate": {"use": "uniform", "args": {}},
-                "pilot": prompts,
+                "pilot": {"prompts": prompts, "seed": sample.inputs["decoding"].get("seed", 0)},
             },
         )
         scored = self._node(

@@ -81,8 +81,11 @@ class Job:
         n, spec = self.decoding.n, self.spec
         solved = _solved(map(Path, spec["unless_solved_by"]))
         asked = []
-        # In the order of their hashes prompts are a sample of the data, and the same in every pilot.
-        some = set(sorted(self.prompts)[: spec.get("pilot", len(self.prompts))])
+        some = set(self.prompts)
+        if pilot := spec.get("pilot"):
+            # In the order of their hashes prompts are a sample of the data.
+            order = sorted(some, key=functools.partial(digest, pilot["seed"]))
+            some = set(order[: pilot["prompts"]])
         for prompt in self.prompts.values():
             reason = "solved" if prompt.id in solved else self._unfit(prompt)
             if reason is None and prompt.id not in some:
@@ -385,6 +388,11 @@ class Feed(Iterator[Request | None]):
         request = job.request(prompt_id, index)
         self.in_flight[request.id] = job
         return request
+
+    def start(self) -> None:
+        """Has the scorers start, so that they do so while an engine does."""
+        for beside in self._beside.values():
+            beside.start()
 
     @property
     def pending(self) -> int:

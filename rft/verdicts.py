@@ -39,16 +39,19 @@ class Beside:
         self._pace = Pace()
         self._thread: threading.Thread | None = None
 
+    def start(self) -> None:
+        """Starts a worker process, which takes a second; the first candidate does so otherwise."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+
     def give(self, stage: int, prompt: Prompt, candidate: Candidate) -> None:
         """Asks for the verdict of a candidate of the stage with this number."""
         if self.fault:
             return
         self.pending += 1
         self._in.setdefault(stage, deque()).append((prompt, candidate))
-        if self._thread is None:
-            # Not before there is work: worker processes take a second to start.
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
+        self.start()
 
     def take(self, wait_s: float = 0) -> list[tuple[int, pa.RecordBatch]]:
         """Score rows, each batch with its stage's number; waits so long for the first of them."""

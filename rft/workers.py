@@ -166,6 +166,12 @@ def run(
 
     waiting: deque[Any] = deque()  # chunks that workers are being started for
     try:
+        first = pull()
+        if first is not None:
+            waiting.append(first)
+        if first is not None or is_open:
+            # Even if there is nothing yet: it starts while something else does.
+            live.append(start())
         while True:
             for worker in [w for w in live if w.started and w.chunk is None]:
                 chunk = waiting.popleft() if waiting else pull()

@@ -87,6 +87,7 @@ def _draw(engine: _Engine, jobs: list[Job]) -> None:
     feed = Feed(jobs)
     try:
         if any(job.owed or job.board.drawn < job.board.limit for job in jobs):
+            feed.start()
             sampler = engine.made()
             for job in jobs:
                 job.fit(sampler)

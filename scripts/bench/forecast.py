@@ -73,7 +73,7 @@ def main() -> None:
             *(["sample.n=64", "sample.allocate.args={price: 12}"] if rule == "adaptive" else []),
         ]
         shutil.rmtree(folder / f"run{seed}", ignore_errors=True)
-        rft("plan", *own)
+        rft("plan", *own, "--samples", "16")
         rft("score", *own)
         plan = Plan(loader.load(own[0], own[1:]))
         (kept,) = json.loads((plan.folder / "forecast.json").read_text()).values()
