@@ -162,7 +162,9 @@ def forecast(pilot: Pilot, n: int, allocate: Component, seed: int = 0) -> dict[s
 
 
 def _range(figures: Any) -> Range:
-    low, middle, high = np.quantile(figures, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
+    # The kind of quantile between whose ends another draw falls with this probability, however few.
+    levels = [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2]
+    low, middle, high = np.quantile(figures, levels, method="weibull")
     return Range(float(middle), float(low), float(high))
 
 
