@@ -59,7 +59,8 @@ def ray(
         count, cores, gpus = shares(cluster.nodes(), width, engines, cpus)
         transport = cluster.Actors(
             _serve.engine_on_a_node,
-            _arguments(setup, is_local=address is None),
+            # Beside GPUs an engine needs no core for itself.
+            (*_arguments(setup, is_local=address is None), 0 if gpus else cores),
             cores,
             gpus,
             "args.cpus" if not gpus else "engine.tensor_parallel",

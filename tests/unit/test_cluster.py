@@ -2,8 +2,11 @@
 
 import dataclasses
 import itertools
+import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -289,3 +292,38 @@ def test_setup_travels_without_what_stays_here() -> None:
     setup = Setup(Model(base="m"), Engine(data_parallel=3), renderer, prompts)
     there = _serve.portable(setup, data_parallel=1)
     assert (there.renderer, there.prompts, there.engine.data_parallel) == (None, {}, 1)
+
+
+def test_engines_of_one_machine_keep_to_different_cores(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from rft.samplers._serve import keep_to_cores; keep_to_cores(1); "
+        "print(*sorted(os.sched_getaffinity(0)), flush=True); sys.stdin.read()"
+    )
+    every = sorted(os.sched_getaffinity(0))
+    started: list[subprocess.Popen[str]] = []
+
+    def claim() -> list[int]:
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=os.environ | {"TMPDIR": str(tmp_path)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        assert started[-1].stdout
+        return list(map(int, started[-1].stdout.readline().split()))
+
+    try:
+        taken = [claim() for _ in every]
+        assert sorted(taken) == [[core] for core in every]
+        # With none left it runs where it can; a dead engine's core is free again.
+        assert claim() == every
+        started[0].kill()
+        started[0].wait()
+        assert claim() == taken[0]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()

@@ -442,9 +442,7 @@ def test_a_pool_tells_only_the_pass_at_k_that_no_verdict_has_touched() -> None:
     hits = [[True, False, False, True], [False] * 4, [True] * 4]
     even = words.pool_pass_at_k(hits, {"shows_answer": False})
     assert even.startswith("pass@1 50.0% (") and "pass@4 66.7% (" in even
-    adapted = words.pool_pass_at_k(
-        [one + [True] * 5 for one in hits], {"allocation": {"first": 4}}
-    )
+    adapted = words.pool_pass_at_k([one + [True] * 5 for one in hits], {"allocation": {"first": 4}})
     assert adapted.startswith(even.removesuffix(".")) and "no larger k can be told" in adapted
     for manifest in ({"allocation": {"first": 0}}, {"shows_answer": True}):
         assert words.pool_pass_at_k(hits, manifest).startswith("No pass@k can be told")
