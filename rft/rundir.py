@@ -24,6 +24,9 @@ import rft
 from rft import rows
 from rft.types import RftError, digest
 
+LEAVE_S = 10
+"""Seconds that the stages of a run which was killed may take to die."""
+
 
 @dataclass(frozen=True)
 class StageDir:
@@ -127,14 +130,22 @@ def lock(folder: Path) -> Iterator[int]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(handle, 100).decode() or "another process"
-            raise RftError(
-                f"{folder}: in use by {owner}. Wait for it to end, or start a run of another name "
-                "with name=NEW_NAME."
-            ) from None
+        end = time.monotonic() + LEAVE_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                owner = os.pread(handle, 100, 0).decode() or "another process"
+                pid = owner.removeprefix("process ")
+                # Of a run that was just killed, a stage may take a moment to die.
+                if not Path("/proc", pid).exists() and time.monotonic() < end:
+                    time.sleep(0.1)
+                    continue
+                raise RftError(
+                    f"{folder}: in use by {owner}. Wait for it to end, or start a run of another "
+                    "name with name=NEW_NAME."
+                ) from None
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()}".encode())
         yield handle

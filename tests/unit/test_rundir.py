@@ -19,6 +19,14 @@ with rundir.lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
+LEAVES_A_CHILD = """
+import subprocess, sys, pathlib
+from rft import rundir
+with rundir.lock(pathlib.Path(sys.argv[1])) as handle:
+    subprocess.Popen(["sleep", "1.5"], pass_fds=(handle,), stdout=subprocess.DEVNULL)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_lock_of_a_second_process_is_refused_until_it_ends(tmp_path: Path) -> None:
@@ -57,6 +65,27 @@ def test_lock_outlives_its_owner_in_a_child_that_has_the_descriptor(tmp_path: Pa
         assert child is not None
         child.kill()
         child.wait()
+    with rundir.lock(tmp_path):
+        pass
+
+
+def test_after_a_kill_its_stage_is_given_a_moment_to_die(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", LEAVES_A_CHILD, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert owner.stdout and owner.stdout.readline() == b"held\n"
+    owner.kill()
+    owner.communicate()
+    monkeypatch.setattr(rundir, "LEAVE_S", 0.2)
+    with pytest.raises(RftError, match="in use"), rundir.lock(tmp_path):
+        pass
+    monkeypatch.undo()
     with rundir.lock(tmp_path):
         pass
 
