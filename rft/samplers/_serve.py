@@ -174,8 +174,8 @@ def keep_to_cores(count: int) -> None:
             os.sched_setaffinity(0, found)
             _cores.update(found)
             return
-    for lock in found.values():
-        lock.close()
+    for unused in found.values():
+        unused.close()
 
 
 _cores: dict[int, TextIO] = {}
