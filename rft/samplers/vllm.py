@@ -100,10 +100,16 @@ class VllmSampler:
             _group_lora_by_adapter()
         _find_loops_fast()
         _leave_out_ranks()
+        before = dict(os.environ)
         try:
             self._llm = vllm.LLM(**args)
         except Exception as fault:
             raise RftError(_start_advice(setup, on_cpu, fault)) from fault
+        finally:
+            # It sets LD_PRELOAD for its own processes. In others, say copies of the engine, OpenMP would
+            # count the cores before they are given theirs, and its threads crowd on these.
+            os.environ.pop("LD_PRELOAD", None)
+            os.environ.update(before)
         VllmSampler._alive = True
         self._engine = self._llm.llm_engine
         limits = self._engine.vllm_config.scheduler_config
