@@ -39,7 +39,7 @@ LEVEL = 0.9
 MOST_PROMPTS = 1000
 """Prompts of a simulated run; more are scaled up."""
 MOST_DRAWS = 800_000
-"""Draws of all simulated runs of one rule, which is half a minute."""
+"""Draws of all simulated runs of one rule, which is half a minute of one core."""
 FEW_DRAWS = 100_000
 """Draws that are simulated in this process: to start others would take longer."""
 SIMULATIONS = (40, 200)
@@ -113,7 +113,7 @@ def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known:
             key = None
         draw = (right[row.id], key, len(row.token_ids))
         found.setdefault(row.prompt_id, []).append((row.index, draw))
-    # In the order that the pilot took its prompts in.
+    # As `draws`, then the others.
     order = [*sorted(found), *sorted(by_id.keys() - found.keys())]
     # Those that are too long, or can't be asked for another reason, come to nothing.
     lost = {k: v for k, v in manifest["funnel"]["dropped"].items() if k != "not_in_pilot"}

@@ -179,12 +179,14 @@ def run(
                     break
                 hand(worker, chunk)
             while len(live) < workers and all(w.chunk is not None for w in live if w.started):
-                if len(waiting) <= sum(not w.started for w in live):
+                starting = sum(not w.started for w in live)
+                if len(waiting) <= starting:
                     chunk = pull()
                     if chunk is None:
                         break
                     waiting.append(chunk)
-                live.append(start())
+                if len(waiting) > starting:
+                    live.append(start())
             busy = [w for w in live if not w.started or w.chunk is not None]
             if not (busy or waiting or retry or is_open):
                 return

@@ -52,6 +52,4 @@ def _devices(n: int, width: int) -> list[str]:
 def _share(devices: list[str], i: int) -> None:
     """Gives this process the i-th copy's GPUs, and its share of the cores."""
     os.environ["CUDA_VISIBLE_DEVICES"] = devices[i]
-    cores, n = sorted(os.sched_getaffinity(0)), len(devices)
-    if len(cores) >= n:
-        os.sched_setaffinity(0, cores[i::n])
+    _serve.keep_to_cores(max(1, len(os.sched_getaffinity(0)) // len(devices)))

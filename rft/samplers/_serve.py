@@ -157,8 +157,8 @@ def check_model(base: str, wanted: Mapping[str, str]) -> None:
 
 def keep_to_cores(count: int) -> None:
     """Keeps this thread, and what it starts, on so many cores that no other engine of this machine keeps
-    to; where there are not as many, on all. Ray counts cores and gives out none in particular, and an
-    engine's threads wait for one another, so two engines on the same cores are a fifth slower."""
+    to; where there are not as many, on all. An engine's threads wait for one another, so copies should
+    not share cores, and neither Ray nor multiprocessing gives out any in particular."""
     folder = Path(tempfile.gettempdir()) / f"rft-cores-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found: dict[int, TextIO] = {}

@@ -20,7 +20,7 @@ Another machine or vLLM version is another rounding.
 On a CPU: float32, for the above, and for speed where there is no AVX-512; KV blocks of 32
 tokens, since with the default of 128 short prompts are never shared; prefill in one step, because
 vLLM 0.32 dies on a seeded request whose prompt is prefilled in several (`CPU Generator does not use
-offset`); our own LoRA product, see `_group_lora_by_adapter`. On a GPU vLLM's own defaults stay.
+offset`); our own LoRA product, see `_vllm_patches.py`. On a GPU vLLM's own defaults stay.
 """
 
 import itertools
@@ -34,7 +34,8 @@ from typing import Any
 
 from rft.config import Engine, Model
 from rft.faults import did_you_mean
-from rft.loops import in_loop, may_stop
+from rft.loops import may_stop
+from rft.samplers import _vllm_patches
 from rft.samplers._beam import BeamJob, Peekable, same_search
 from rft.samplers._common import budget, candidate, check_adapter
 from rft.types import Candidate, Finish, Request, RftError, Sampler, Setup
@@ -97,19 +98,18 @@ class VllmSampler:
             # vLLM keeps state per process: the older engine would go on, and answer wrongly.
             raise RftError("use: vllm: close this process's other vLLM sampler first")
         if on_cpu and setup.adapters:
-            _group_lora_by_adapter()
-        _find_loops_fast()
-        _leave_out_ranks()
-        before = dict(os.environ)
+            _vllm_patches.group_lora_by_adapter()
+        _vllm_patches.find_loops_fast()
+        _vllm_patches.leave_out_ranks()
+        preload = os.environ.get("LD_PRELOAD", "")
         try:
             self._llm = vllm.LLM(**args)
         except Exception as fault:
             raise RftError(_start_advice(setup, on_cpu, fault)) from fault
         finally:
-            # It sets LD_PRELOAD for its own processes. In others, say copies of the engine, OpenMP would
+            # vLLM preloads OpenMP in its own processes. In others, say copies of the engine, that would
             # count the cores before they are given theirs, and its threads crowd on these.
-            os.environ.pop("LD_PRELOAD", None)
-            os.environ.update(before)
+            os.environ["LD_PRELOAD"] = preload
         VllmSampler._alive = True
         self._engine = self._llm.llm_engine
         limits = self._engine.vllm_config.scheduler_config
@@ -416,81 +416,3 @@ def _start_advice(setup: Setup, on_cpu: bool, fault: Exception) -> str:
     else:
         fix = "check that model.base is a complete model folder; the log has vLLM's own words"
     return f"model.base: {setup.model.base}: vLLM did not start: {short}. Fix: {fix}"
-
-
-def _find_loops_fast() -> None:
-    """Replaces vLLM's search for repetitions by one that gives the same (rft/loops.py).
-
-    It is made for each token of each running sequence, between two steps of the engine. vLLM 0.32
-    looks at every length of piece in turn, which takes 60 microseconds a token where the longest has
-    128 tokens: 15 ms a step with 256 sequences, more than a GPU needs for the step of a small model.
-    This takes 6. Engines in a process of their own (`tensor_parallel`) keep vLLM's.
-    """
-    from vllm.v1.core.sched import utils
-
-    utils.check_sequence_repetition = lambda token_ids, params: in_loop(
-        token_ids, params.min_pattern_size, params.max_pattern_size, params.min_count
-    )
-
-
-def _leave_out_ranks() -> None:
-    """Saves the rank that vLLM gives with each log-probability, and that nothing here reads.
-
-    vLLM 0.32 counts it over the whole vocabulary, by a function that it has compiled in the first step:
-    1.6 s of every start on a CPU, 8 s where the compiler's cache is empty.
-    """
-    from vllm.v1.sample import sampler
-
-    sampler.batched_count_greater_than = lambda _, chosen: chosen.new_zeros(len(chosen)).long()
-
-
-def _group_lora_by_adapter() -> None:
-    """Replaces vLLM's LoRA product on a CPU by two matrix products per adapter in the batch:
-    y += scale * (x A^T) B^T (Hu et al. 2021, eq. 3, with row vectors).
-
-    vLLM 0.32 copies all of A and B once for every token, which takes a 135M model from 405 to 110
-    tokens/s (with this: 355). Worse, rows without an adapter (index -1) get the last slot's where
-    they share a batch with rows that have one.
-    """
-    import torch
-    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU as Wrapper
-
-    if getattr(Wrapper, "_rft_grouped", False):
-        return
-    update = Wrapper.update_metadata
-
-    def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
-        update(self, *args, **kwargs)
-        indices = self.token_lora_indices  # one a token; -1 where there is no adapter
-        slots = [int(slot) for slot in torch.unique(indices)]
-        self._rft_groups = [
-            (slot, None if len(slots) == 1 else (indices == slot).nonzero().squeeze(1))
-            for slot in slots
-            if slot >= 0
-        ]
-
-    def add_lora_linear(
-        self: Any,
-        y: Any,
-        x: Any,
-        lora_a_stacked: tuple[Any, ...],
-        lora_b_stacked: tuple[Any, ...],
-        scale: float,
-        output_slices: tuple[int, ...],
-        **kwargs: Any,
-    ) -> None:
-        """y [T, sum of slices], x [T, h]; each A [slots, 1, r, h], each B [slots, 1, slice, r]."""
-        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        for slot, rows in self._rft_groups:
-            x_rows, start = x if rows is None else x[rows], 0
-            for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-                low, part = x_rows @ a[slot, 0].T, y[:, start : start + size]
-                if rows is None:
-                    part.addmm_(low, b[slot, 0].T, alpha=scale)
-                else:
-                    part.index_add_(0, rows, low @ b[slot, 0].T, alpha=scale)
-                start += size
-
-    Wrapper.update_metadata = update_metadata
-    Wrapper.add_lora_linear = add_lora_linear
-    Wrapper._rft_grouped = True

@@ -29,15 +29,19 @@ with rundir.lock(pathlib.Path(sys.argv[1])) as handle:
 """
 
 
-def test_lock_of_a_second_process_is_refused_until_it_ends(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
+def started(code: str, folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+
+
+def test_lock_of_a_second_process_is_refused_until_it_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    other = started(HOLD, folder)
     try:
         assert other.stdout and other.stdout.readline() == b"held\n"
         with pytest.raises(RftError, match=f"in use by process {other.pid}") as fault:
@@ -72,13 +76,7 @@ def test_lock_outlives_its_owner_in_a_child_that_has_the_descriptor(tmp_path: Pa
 def test_after_a_kill_its_stage_is_given_a_moment_to_die(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = subprocess.Popen(
-        [sys.executable, "-c", LEAVES_A_CHILD, str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    owner = started(LEAVES_A_CHILD, tmp_path)
     assert owner.stdout and owner.stdout.readline() == b"held\n"
     owner.kill()
     owner.communicate()

@@ -183,7 +183,9 @@ def test_both_stop_a_loop_at_the_token_that_the_rule_names(
 
     from vllm.v1.core.sched import utils
 
-    assert utils.check_sequence_repetition.__module__ == "rft.samplers.vllm"  # not the slow one
+    assert (
+        utils.check_sequence_repetition.__module__ == "rft.samplers._vllm_patches"
+    )  # not the slow one
     for sampler in (engine, slow_one):
         whole = drawn(sampler, None)
         ends = {key: stopped_at(c.token_ids[:-1], rule) for key, c in whole.items()}

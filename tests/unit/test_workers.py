@@ -193,6 +193,21 @@ def test_one_chunk_starts_one_worker(tmp_path: Path) -> None:
     assert len(_work.pids(log)) == 1
 
 
+def test_a_chunk_that_comes_while_the_first_worker_starts_waits_for_it(tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    begun = time.monotonic()
+
+    def chunks() -> Iterator[Any]:
+        yield None
+        yield numbers(3)
+        while time.monotonic() - begun < 3:
+            yield None
+
+    args = ("", str(log))
+    assert len(list(workers.run(_work.make, args, chunks(), workers=4, timeout_s=5))) == 1
+    assert len(_work.pids(log)) == 1
+
+
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     """Even one that hangs inside C, and so never looks at its pipe."""
     log = tmp_path / "pids"
