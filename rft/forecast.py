@@ -99,10 +99,15 @@ LABELS = {"hours": "time"}
 """Of figures that people are shown with a unit."""
 
 
-def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known: bool) -> Pilot:
-    """A finished pilot. known: ways of worked solutions don't count, since they are trained on."""
+def read(
+    sample: Path, score: Path, prompts: list[Prompt], distinct: str, known: bool, whole: Path
+) -> Pilot:
+    """A finished pilot. known: ways of worked solutions don't count, since they are trained on.
+    whole: the sample stage that is forecast; once it is done, a pilot draws nothing of its own, and
+    the speed is the stage's."""
     manifest = StageDir(sample).manifest()
     assert manifest is not None, "the pilot has been run"
+    timed = StageDir(whole).manifest() or manifest
     way, by_id = KEYS[distinct], {p.id: p for p in prompts}
     right = {row.id: row.verdict is Verdict.CORRECT for row in rows.read(score, ScoreRow)}
     found: dict[str, list[tuple[int, Draw]]] = {}
@@ -119,14 +124,14 @@ def read(sample: Path, score: Path, prompts: list[Prompt], distinct: str, known:
     lost = {k: v for k, v in manifest["funnel"]["dropped"].items() if k != "not_in_pilot"}
     per_prompt = manifest["funnel"]["in"] // max(len(prompts), 1)
     order = order[: max(len(order) - sum(lost.values()) // max(per_prompt, 1), len(found))]
-    engine = manifest["engine"]
+    engine = timed["engine"]
     rate = engine.get("steady_tokens_per_s") or engine.get("tokens_per_s") or 0.0
     size = sum(p.stat().st_size for folder in (sample, score) for p in folder.glob("part-*"))
     return Pilot(
         draws=[[draw for _, draw in sorted(found[id])] for id in sorted(found)],
         known=[known and by_id[id].solution is not None for id in order],
         rate=rate,
-        start_s=max(manifest["seconds"] - manifest["tokens"] / rate, 0.0) if rate else 0.0,
+        start_s=max(timed["seconds"] - timed["tokens"] / rate, 0.0) if rate else 0.0,
         row_bytes=size / max(manifest["rows"], 1),
         memory_gb=manifest.get("memory_gb"),
     )
@@ -332,8 +337,9 @@ def tell(plan: Plan, pilots: list[tuple[Node, Node]]) -> None:
     for (sample, score), (small, scored) in zip(plan.to_pilot(), pilots):
         prompts = list(rows.read(Path(sample.job["prompts"]), Prompt))
         job = sample.job
+        known = job["train_on_reference"]
         pilot = read(
-            small.dir.path, scored.dir.path, prompts, job["distinct"], job["train_on_reference"]
+            *(small.dir.path, scored.dir.path, prompts, job["distinct"], known, sample.dir.path)
         )
         n, own = job["decoding"]["n"], Component(**job["allocate"])
         rules = {"uniform": (n, Component(use="uniform"))}

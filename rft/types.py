@@ -344,6 +344,8 @@ class TrainRow:
     is_reference: bool
     pool: str = ""
     """As in its candidate."""
+    weight: float = 1.0
+    """Of its loss."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,27 @@
-"""From rows to optimizer steps: the layout that pays for each prompt once.
+"""From rows to optimizer steps: the layout that pays for each token once.
 
 The textbook puts every completion in its own padded row and computes the prompt again for each.
-Here a *group*, one prompt and its completions, is one sequence: the prompt's ids, then each
-completion's. The positions of every completion restart at the prompt's end, and it attends to its
-prompt and to itself only, so its logits are those of a row of its own. Groups are packed into one
-row without padding, and do not see each other.
+Here a *group*, one prompt and its completions, is one sequence: a tree whose trunk is the prompt and
+whose branches are the completions, those that begin alike sharing their beginning. The tree is laid
+out depth first; positions count from its root, and a token sees its ancestors only, so its logits are
+those of a row of its own. A token that several completions share is predicted once, with their
+weights added up. Groups are packed into one row without padding, and do not see each other.
 
-A step's groups follow from the seed and the epoch alone. A prompt's completions stay in one step,
-since only then is its prompt computed once; a step therefore holds fewer different prompts than it
-would if rows were shuffled one by one. How a step is cut into micro-batches, and which process
-computes which, changes speed and memory but not the step: the loss is the sum of the tokens'
-losses over the number of completion tokens in the whole step.
+Models whose layers look at neighbours in the row (state-space layers, windows, positions taken from
+the place in memory), and training with dropout, whose draws siblings would share, get the textbook's
+layout: `Layout.ROWS`, padded rows of similar length.
+
+A step's rows follow from the seed and the epoch alone. How a step is cut into micro-batches, how these
+are laid out, and which process computes which, changes speed and memory but not the step: the loss is
+the weighted sum of the tokens' losses over the number of completion tokens in the whole step.
 """
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,21 +32,38 @@ Ids = np.ndarray
 """Token ids, shape (n,), int32."""
 
 
+class Layout(StrEnum):
+    """How a group's completions lie in memory."""
+
+    TREE = "tree"
+    """One sequence, in which what completions have in common is there once."""
+    ROWS = "rows"
+    """A padded row for each completion."""
+
+
 @dataclass(frozen=True)
 class Group:
-    """One prompt and completions of it."""
+    """One prompt and completions of it, in the order of their token ids."""
 
     prompt_id: str
     prompt: Ids
     completions: tuple[Ids, ...]
+    weights: tuple[float, ...]
+    """Of each completion's loss."""
 
-    @property
+    @cached_property
+    def shared(self) -> tuple[int, ...]:
+        """How many tokens each completion has in common with the one before, from its beginning."""
+        return (0, *map(_in_common, self.completions, self.completions[1:]))
+
+    @cached_property
     def tokens(self) -> int:
-        """Length of the layout: the prompt once, and all completions."""
-        return len(self.prompt) + self.completion_tokens
+        """Length of the tree."""
+        return len(self.prompt) + self.completion_tokens - sum(self.shared)
 
     @property
     def completion_tokens(self) -> int:
+        """Of rows of their own."""
         return sum(map(len, self.completions))
 
     @property
@@ -48,85 +71,136 @@ class Group:
         """What rows of their own would take without padding: the prompt once a completion."""
         return len(self.prompt) * len(self.completions) + self.completion_tokens
 
+    @property
+    def longest(self) -> int:
+        """Length of the longest row of its own."""
+        return len(self.prompt) + max(map(len, self.completions))
+
+    def singles(self) -> "Iterator[Group]":
+        """A group for each completion."""
+        for ids, weight in zip(self.completions, self.weights):
+            yield replace(self, completions=(ids,), weights=(weight,))
+
+
+def _in_common(one: Ids, other: Ids) -> int:
+    size = min(len(one), len(other))
+    differ = np.flatnonzero(one[:size] != other[:size])
+    return int(differ[0]) if len(differ) else size
+
 
 @dataclass(frozen=True)
 class Batch:
-    """One row of packed groups, ready for a forward pass. T: layout tokens, C: completion tokens.
-
-    C counts a prompt's last token once for every completion it starts.
-    """
+    """What a forward pass takes. B: rows, T: tokens of a row, C: tokens to be predicted."""
 
     input_ids: torch.Tensor
-    """(1, T)"""
-    position_ids: torch.Tensor
-    """(1, T)"""
-    group: torch.Tensor
-    """(T,): which group a token is of."""
-    branch: torch.Tensor
-    """(T,): 0 in prompts, else the number of the completion, counted over the whole row."""
+    """(B, T); B is 1 in trees."""
     predictors: torch.Tensor
-    """(C,): positions whose logits are needed."""
+    """(C,): positions, among all B * T, whose logits are needed."""
     labels: torch.Tensor
     """(C,): the token that each of them must predict."""
+    weights: torch.Tensor
+    """(C,), float32: of their losses; added up where completions share a token."""
+    position_ids: torch.Tensor | None = None
+    """(1, T) in trees; rows count from 0."""
+    end: torch.Tensor | None = None
+    """(T,) in trees: where the last descendant of each token ends. A query at q sees a key at k if
+    k <= q < end[k]."""
+    sizes: tuple[int, ...] = ()
+    """In trees: lengths of the groups."""
+    mask: torch.Tensor | None = None
+    """(B, T) in rows: 0 where a row is padded, at its end."""
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
-
-    def mask(self) -> torch.Tensor:
-        """(1, 1, T, T), bool, true where a query (row) may see a key (column).
-
-        Bool and not additive: it fits SDPA in every compute format, at a byte an entry.
-        """
-        same_group = self.group[:, None] == self.group[None, :]
-        visible = (self.branch[None, :] == 0) | (self.branch[:, None] == self.branch[None, :])
-        seen = torch.ones_like(same_group).tril_()
-        return (same_group & visible & seen)[None, None]
+        """Moves all tensors."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(
+            **{
+                name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+                for name, value in own.items()
+            }
+        )
 
 
-def collate(groups: Iterable[Group]) -> Batch:
-    """Lays groups out in one row."""
+def collate(groups: Iterable[Group], layout: Layout = Layout.TREE) -> Batch:
+    """Lays groups out."""
+    return _tree(groups) if layout is Layout.TREE else _rows(groups)
+
+
+def _tree(groups: Iterable[Group]) -> Batch:
     ids: list[Ids] = []
-    positions, owners, branches, predictors, labels = [], [], [], [], []
-    start = branch = 0
-    for number, group in enumerate(groups):
+    positions, predictors, labels, ends, sizes = [], [], [], [], list[int]()
+    weights: list[np.ndarray] = []
+    start = 0
+    for group in groups:
         size = len(group.prompt)
-        end_of_prompt = start + size - 1
+        end = np.zeros(group.tokens, np.int64)
+        # Where the tokens of the latest completion lie, behind the prompt's last.
+        path = np.array([size - 1])
+        at = size
         ids.append(group.prompt)
         positions.append(np.arange(size))
-        branches.append(np.zeros(size, np.int64))
-        start += size
-        for completion in group.completions:
-            branch += 1
-            length = len(completion)
-            ids.append(completion)
-            positions.append(np.arange(size, size + length))
-            branches.append(np.full(length, branch))
-            predictors.append(np.array([end_of_prompt]))
-            predictors.append(np.arange(start, start + length - 1))
-            labels.append(completion)
-            start += length
-        owners.append(np.full(group.tokens, number))
-
-    def tensor(parts: list) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
-
+        owned = np.zeros(group.tokens)
+        for completion, weight, shared in zip(group.completions, group.weights, group.shared):
+            new = len(completion) - shared
+            # Those behind the fork have no more descendants.
+            end[path[shared + 1 :]] = at
+            path = np.concatenate([path[: shared + 1], np.arange(at, at + new)])
+            owned[path[1:]] += weight
+            ids.append(completion[shared:])
+            positions.append(np.arange(size + shared, size + len(completion)))
+            predictors.append(start + path[shared:-1])
+            labels.append(completion[shared:])
+            at += new
+        end[path[1:]] = end[:size] = at
+        weights.append(owned[size:])
+        ends.append(start + end)
+        sizes.append(at)
+        start += at
     return Batch(
-        input_ids=tensor(ids)[None],
-        position_ids=tensor(positions)[None],
-        group=tensor(owners),
-        branch=tensor(branches),
-        predictors=tensor(predictors),
-        labels=tensor(labels),
+        input_ids=_tensor(ids)[None],
+        predictors=_tensor(predictors),
+        labels=_tensor(labels),
+        weights=torch.from_numpy(np.concatenate(weights).astype(np.float32)),
+        position_ids=_tensor(positions)[None],
+        end=_tensor(ends),
+        sizes=tuple(sizes),
     )
 
 
+def _rows(groups: Iterable[Group]) -> Batch:
+    singles = [single for group in groups for single in group.singles()]
+    width = max(single.tokens for single in singles)
+    ids = np.zeros((len(singles), width), np.int64)
+    mask = np.zeros((len(singles), width), np.int64)
+    predictors, labels, weights = [], [], []
+    for number, single in enumerate(singles):
+        (completion,), (weight,) = single.completions, single.weights
+        ids[number, : single.tokens] = np.concatenate([single.prompt, completion])
+        mask[number, : single.tokens] = 1
+        first = number * width + len(single.prompt) - 1
+        predictors.append(np.arange(first, first + len(completion)))
+        labels.append(completion)
+        weights.append(np.full(len(completion), weight, np.float32))
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        predictors=_tensor(predictors),
+        labels=_tensor(labels),
+        weights=torch.from_numpy(np.concatenate(weights)),
+        mask=torch.from_numpy(mask),
+    )
+
+
+def _tensor(parts: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
 def read_groups(rows: Iterable[TrainRow]) -> list[Group]:
-    """Rows by prompt, in the order of their ids, whatever order they come in.
+    """Rows by prompt, in the order of their tokens, whatever order they come in.
 
     Raises RftError for no rows, and for a row that has no prompt or no completion.
     """
     # Keyed by the ids as well: prompts rendered in two ways must not share a layout.
-    found: dict[tuple[str, bytes], list[tuple[str, Ids]]] = {}
+    found: dict[tuple[str, bytes], list[tuple[tuple[int, ...], float]]] = {}
     for row in rows:
         if not row.prompt_token_ids or not row.token_ids:
             raise RftError(
@@ -134,20 +208,20 @@ def read_groups(rows: Iterable[TrainRow]) -> list[Group]:
                 "has no tokens, so there is nothing to learn from it. Drop it with a selector."
             )
         key = (row.prompt_id, np.asarray(row.prompt_token_ids, np.int32).tobytes())
-        found.setdefault(key, []).append((row.id, np.asarray(row.token_ids, np.int32)))
+        found.setdefault(key, []).append((tuple(row.token_ids), row.weight))
     if not found:
         raise RftError(
             "there are no rows to train on. Look at the select stage with `rft show`: loosen a "
             "selector, raise sample.n, or start from a stronger policy."
         )
-    return [
-        Group(
-            prompt_id,
-            np.frombuffer(prompt, np.int32),
-            tuple(ids for _, ids in sorted(members, key=lambda member: member[0])),
-        )
-        for (prompt_id, prompt), members in sorted(found.items())
-    ]
+    groups = []
+    for (prompt_id, prompt), members in sorted(found.items()):
+        # Those that begin alike come together.
+        members.sort()
+        completions = tuple(np.asarray(ids, np.int32) for ids, _ in members)
+        weights = tuple(weight for _, weight in members)
+        groups.append(Group(prompt_id, np.frombuffer(prompt, np.int32), completions, weights))
+    return groups
 
 
 def split(group: Group, limit: int) -> Iterator[Group]:
@@ -156,27 +230,42 @@ def split(group: Group, limit: int) -> Iterator[Group]:
     A single completion that is too long even alone goes alone, over the limit: it is bounded by
     model.max_len already, and a row that costs memory is better than a run that stops.
     """
-    part: list[Ids] = []
-    size = len(group.prompt)
-    for completion in group.completions:
-        if part and size + len(completion) > limit:
-            yield replace(group, completions=tuple(part))
-            part, size = [], len(group.prompt)
-        part.append(completion)
-        size += len(completion)
-    yield replace(group, completions=tuple(part))
+    first, size = 0, len(group.prompt)
+    for number, (completion, shared) in enumerate(zip(group.completions, group.shared)):
+        if number > first and size + len(completion) - shared > limit:
+            yield _part(group, first, number)
+            first, size, shared = number, len(group.prompt), 0
+        size += len(completion) - shared
+    yield group if first == 0 else _part(group, first, len(group.completions))
+
+
+def _part(group: Group, first: int, last: int) -> Group:
+    return replace(
+        group, completions=group.completions[first:last], weights=group.weights[first:last]
+    )
 
 
 class Steps:
     """Which groups each optimizer step holds.
 
     An epoch has round(tokens / tokens_per_step) steps, at least one, that are cut from its shuffled
-    groups at equal token counts, so no epoch ends in a step of a few rows.
+    groups at equal token counts (of trees, whatever the layout), so no epoch ends in a step of a few
+    rows. shuffle: by `prompts`, whose completions stay in one step, since only then is what they
+    share computed once, so that a step holds fewer different prompts than if `rows` were shuffled one
+    by one.
     """
 
-    def __init__(self, groups: list[Group], tokens_per_step: int, seed: int):
+    def __init__(
+        self,
+        groups: list[Group],
+        tokens_per_step: int,
+        seed: int,
+        shuffle: Literal["prompts", "rows"] = "prompts",
+    ):
+        if shuffle == "rows":
+            groups = [single for group in groups for single in group.singles()]
         self.groups = [part for group in groups for part in split(group, tokens_per_step)]
-        self.seed = seed
+        self.seed, self.shuffle = seed, shuffle
         self.tokens = sum(group.tokens for group in self.groups)
         self.per_epoch = min(max(1, round(self.tokens / tokens_per_step)), len(self.groups))
         self._epoch: tuple[int, list[list[Group]]] = (-1, [])
@@ -200,32 +289,70 @@ class Steps:
                 steps.append([])
             steps[-1].append(group)
             done += group.tokens
-        return steps
+        return [_reunited(step) for step in steps] if self.shuffle == "rows" else steps
 
 
-def pack(groups: list[Group], limit: int) -> list[list[Group]]:
-    """Rows of at most `limit` tokens (first fit, longest first) that hold all the groups."""
+def _reunited(groups: list[Group]) -> list[Group]:
+    """Groups of one prompt as one."""
+    found: dict[tuple[str, bytes], list[Group]] = {}
+    for group in groups:
+        found.setdefault((group.prompt_id, group.prompt.tobytes()), []).append(group)
+    return [_joined(some) if len(some) > 1 else some[0] for some in found.values()]
+
+
+def _joined(groups: list[Group]) -> Group:
+    members = sorted(
+        (tuple(ids.tolist()), weight)
+        for group in groups
+        for ids, weight in zip(group.completions, group.weights)
+    )
+    return replace(
+        groups[0],
+        completions=tuple(np.asarray(ids, np.int32) for ids, _ in members),
+        weights=tuple(weight for _, weight in members),
+    )
+
+
+def pack(groups: list[Group], limit: int, layout: Layout = Layout.TREE) -> list[list[Group]]:
+    """Micro-batches of at most `limit` tokens, padding included, that hold all the groups."""
+    return _pack_trees(groups, limit) if layout is Layout.TREE else _pack_rows(groups, limit)
+
+
+def _pack_trees(groups: list[Group], limit: int) -> list[list[Group]]:
+    """First fit, longest first."""
     parts = [part for group in groups for part in split(group, limit)]
     parts.sort(key=lambda part: -part.tokens)  # stable, so equal lengths keep the step's order
-    rows: list[list[Group]] = []
+    packed: list[list[Group]] = []
     room: list[int] = []
     for part in parts:
-        number = next((n for n, left in enumerate(room) if part.tokens <= left), len(rows))
-        if number == len(rows):
-            rows.append([])
+        number = next((n for n, left in enumerate(room) if part.tokens <= left), len(packed))
+        if number == len(packed):
+            packed.append([])
             room.append(limit)
-        rows[number].append(part)
+        packed[number].append(part)
         room[number] -= part.tokens
-    return rows
+    return packed
 
 
-def deal(rows: list[list[Group]], processes: int, rank: int) -> list[tuple[list[Group], float]]:
-    """One process's rows of a step, each with its weight.
+def _pack_rows(groups: list[Group], limit: int) -> list[list[Group]]:
+    """Rows of similar length come together."""
+    singles = [single for group in groups for single in group.singles()]
+    singles.sort(key=lambda single: -single.tokens)
+    packed: list[list[Group]] = []
+    for single in singles:
+        if not packed or (len(packed[-1]) + 1) * packed[-1][0].tokens > limit:
+            packed.append([])
+        packed[-1].append(single)
+    return packed
 
-    Every process gets equally many, because they meet after each step; where the rows do not
-    divide, some compute a row again with weight 0, the shortest one.
+
+def deal(packed: list[list[Group]], processes: int, rank: int) -> list[tuple[list[Group], float]]:
+    """One process's micro-batches of a step, each with its weight.
+
+    Every process gets equally many, because they meet after each step; where they do not divide,
+    some compute one again with weight 0, the shortest.
     """
-    spare = min(rows, key=lambda row: sum(group.tokens for group in row))
-    count = -(-len(rows) // processes)
-    mine: list[tuple[list[Group], float]] = [(row, 1.0) for row in rows[rank::processes]]
+    spare = min(packed, key=lambda groups: sum(group.tokens for group in groups))
+    count = -(-len(packed) // processes)
+    mine: list[tuple[list[Group], float]] = [(groups, 1.0) for groups in packed[rank::processes]]
     return mine + [(spare, 0.0)] * (count - len(mine))

@@ -24,18 +24,19 @@ from accelerate.state import AcceleratorState
 from rft import precision, rows
 from rft.config import Model
 from rft.config_train import Train
+from rft.precision import DTYPES
 from rft.process import Progress, say
 from rft.rundir import StageDir
 from rft.training import checkpoint
-from rft.training.data import Steps, collate, deal, pack, read_groups
+from rft.training.data import Layout, Steps, collate, deal, pack, read_groups
+from rft.training.lora import fuse
 from rft.training.model import (
+    Objective,
     add_lora,
     check_layout,
     check_rows,
-    completion_loss,
     load_base,
     save_adapter,
-    takes_logits_to_keep,
 )
 from rft.training.stop import StopSignal
 from rft.types import RftError, TrainRow, digest
@@ -64,7 +65,8 @@ class Run:
     """One job's training: what `step` needs, and what it has counted so far."""
 
     accelerator: Accelerator
-    model: Any
+    objective: Any
+    layout: Layout
     optimizer: Any
     train: Train
     steps: Steps
@@ -81,7 +83,7 @@ class Run:
         began = time.perf_counter()
         accelerator, device = self.accelerator, self.accelerator.device
         groups = self.steps[number]
-        packed = pack(groups, self.train.tokens_per_batch)
+        packed = pack(groups, self.train.tokens_per_batch, self.layout)
         tokens = sum(group.tokens for row in packed for group in row)
         targets = sum(group.completion_tokens for group in groups)
         lr = learning_rate(number, self.total, self.train)
@@ -93,15 +95,17 @@ class Run:
         total = torch.zeros(2, device=device)
         for place, (row, weight) in enumerate(mine, 1):
             last = place == len(mine)
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                loss = completion_loss(self.model, collate(row).to(device)) * weight
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.objective):
+                loss = self.objective(collate(row, self.layout).to(device)) * weight
                 # DDP will divide the sum of the gradients by the number of processes.
                 accelerator.backward(loss * (accelerator.num_processes / targets))
             total[0] += loss.detach()
         total[1] = float(self.stop.asked)
         total = accelerator.reduce(total, reduction="sum")
         loss_value, asked = float(total[0]) / targets, bool(total[1] > 0)
-        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.train.max_grad_norm))
+        norm = float(
+            accelerator.clip_grad_norm_(self.objective.parameters(), self.train.max_grad_norm)
+        )
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             raise RftError(
                 f"step {number + 1}: the loss is {loss_value} and the gradient norm {norm}. Lower "
@@ -154,6 +158,9 @@ def train_job(job: dict[str, Any], stop: StopSignal) -> None:
     if accelerator.device.type == "cpu":
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, min(torch.get_num_threads(), cores)))
+    model.to(accelerator.device)
+    fit = check_layout(base, model_settings, groups, settings.lora.dropout > 0)
+    fuse(model)
     saved = checkpoint.load(stage)
     if saved:
         _load_adapter(model, saved["adapter"])
@@ -166,11 +173,12 @@ def train_job(job: dict[str, Any], stop: StopSignal) -> None:
         fused=accelerator.device.type in ("cpu", "cuda"),
     )
     adapter = model
-    model, optimizer = accelerator.prepare(model, optimizer)
-    check_layout(base, model_settings, groups)
+    computed = settings.precision.compute
+    objective: Any = Objective(model, fit, None if computed == "fp32" else DTYPES[computed])
+    objective, optimizer = accelerator.prepare(objective, optimizer)
     steps = Steps(groups, settings.tokens_per_step, seed)
     total = _total_steps(job, settings, steps)
-    run = Run(accelerator, model, optimizer, settings, steps, total, seed, stop)
+    run = Run(accelerator, objective, fit.layout, optimizer, settings, steps, total, seed, stop)
     done = 0
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
@@ -183,8 +191,8 @@ def train_job(job: dict[str, Any], stop: StopSignal) -> None:
         checkpoint.rewind_metrics(stage / "metrics.jsonl", done)
         if saved:
             say(f"  {job['label']}: going on from step {done:,} of {total:,}")
-        if not takes_logits_to_keep(base):
-            say(f"  {type(base).__name__} has no logits_to_keep: training takes more memory")
+        if fit.why:
+            say(f"  {job['label']}: a padded row for each completion: {fit.why}")
 
     def save(step: int) -> None:
         precision.assert_fp32_masters(adapter, optimizer)
@@ -271,7 +279,7 @@ def _accelerator(train: Train) -> Accelerator:
         # Without being told, accelerate takes several processes without a GPU for unrelated ones.
         cpu=not torch.accelerator.is_available()
         or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true",
-        mixed_precision=precision.MIXED[train.precision.compute],
+        mixed_precision="no",
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:

@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from rft.config import Model
 from rft.config_train import Train
 from rft.precision import DTYPES
 from rft.rows import disk_errors
-from rft.training.data import Batch, Group, collate
+from rft.training import attention
+from rft.training.data import Batch, Group, Layout, collate
+from rft.training.head import head_loss
 from rft.types import RftError
 
 
@@ -95,37 +98,59 @@ def _load_weights(model: Any, train: Train, folder: Path) -> None:
         )
 
 
-def completion_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits, float32, (C, vocabulary), of the positions that predict a completion's token.
+class Objective(torch.nn.Module):
+    """The model with its loss, so that DDP and FSDP see one forward pass. B, T, C: see `Batch`."""
 
-    `logits_to_keep` as an index tensor keeps the prompts' logits from being computed at all. Models
-    without it compute all and most are thrown away: right, but slower.
-    """
-    inputs: dict[str, Any] = {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "attention_mask": batch.mask(),
-        "use_cache": False,
-    }
-    if takes_logits_to_keep(model):
-        inputs["logits_to_keep"] = batch.predictors
-        logits = model(**inputs).logits[0]
+    def __init__(self, model: Any, fit: "Fit", compute: torch.dtype | None):
+        """fit: what `check_layout` has found out. compute: of an autocast region; None for none."""
+        super().__init__()
+        self.model, self.fit, self.compute = model, fit, compute
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Weighted sum (not mean) of the completion tokens' cross-entropies, nats, float32."""
+        device = batch.input_ids.device.type
+        with torch.autocast(device, self.compute, enabled=self.compute is not None):
+            if self.fit.fused_head:
+                head = unwrapped(self.model).get_output_embeddings()
+                hidden = hidden_states(self.model, batch)
+                return head_loss(hidden, head.weight, head.bias, batch.labels, batch.weights)
+            losses = cross_entropy(logits(self.model, batch), batch.labels, reduction="none")
+        return (losses * batch.weights).sum()
+
+
+def unwrapped(model: Any) -> Any:
+    """transformers' model, out of PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    own = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.end is None:
+        return own | {"attention_mask": batch.mask}
+    return own | {"position_ids": batch.position_ids, "trees": attention.trees(batch)}
+
+
+def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
+    """(C, H): what the head makes the predictors' logits of."""
+    # The part that transformers calls base_model: all but the head.
+    got = unwrapped(model).base_model(**_inputs(batch)).last_hidden_state
+    picked: torch.Tensor = got.flatten(0, 1)[batch.predictors]
+    return picked
+
+
+def logits(model: Any, batch: Batch) -> torch.Tensor:
+    """(C, vocabulary), float32, as the model itself makes them."""
+    inputs, own = _inputs(batch), unwrapped(model)
+    if len(batch.input_ids) == 1 and takes_logits_to_keep(own):
+        got = own(**inputs, logits_to_keep=batch.predictors).logits[0]
     else:
-        logits = model(**inputs).logits[0, batch.predictors]
-    return logits.float()
+        got = own(**inputs).logits.flatten(0, 1)[batch.predictors]
+    picked: torch.Tensor = got.float()
+    return picked
 
 
-def takes_logits_to_keep(model: Any) -> bool:
-    while hasattr(model, "module"):
-        model = model.module  # DDP
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
-
-
-def completion_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Sum (not mean) of the completion tokens' cross-entropies, nats, float32."""
-    return cross_entropy(completion_logits(model, batch), batch.labels, reduction="sum")
+def takes_logits_to_keep(base: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(type(base).forward).parameters
 
 
 def check_rows(base: Any, model: Model, groups: list[Group]) -> None:
@@ -134,11 +159,9 @@ def check_rows(base: Any, model: Model, groups: list[Group]) -> None:
     vocabulary = base.get_input_embeddings().weight.shape[0]
     limits = {
         "max_position_embeddings": getattr(config, "max_position_embeddings", None),
-        # The layout hides positions from one another by mask, and a window would have to be in it.
-        "sliding_window": _window(config),
     }
     for group in groups:
-        longest = len(group.prompt) + max(map(len, group.completions))
+        longest = group.longest
         for name, limit in limits.items():
             if limit is not None and longest > limit:
                 raise RftError(
@@ -165,53 +188,113 @@ def _window(config: Any) -> int | None:
     return window
 
 
-@torch.no_grad()
-def check_layout(base: Any, model: Model, groups: list[Group]) -> float:
-    """Largest difference in a token's cross-entropy between grouped and separate rows, nats.
+@dataclass(frozen=True)
+class Fit:
+    """How a model is trained, as `check_layout` has found it out."""
 
-    Architectures differ in what they do with a mask of one's own: state-space layers, or positions
-    taken from the place in memory, would mix completions in silence. So the model at hand is asked,
-    on two short groups. Raises RftError where the two disagree.
+    layout: Layout
+    why: str = ""
+    """Why it is rows and not trees."""
+    fused_head: bool = True
+    """Whether logits are the head's product with the last hidden states and nothing else."""
+    gap: float = 0.0
+    """Largest difference in a token's cross-entropy between trees and rows alone, nats."""
+
+
+@torch.no_grad()
+def check_layout(base: Any, model: Model, groups: list[Group], dropout: bool = False) -> Fit:
+    """Asks the model at hand which layout it computes rightly, on two short groups, and sets its
+    attention to it. dropout: training draws some.
+
+    Architectures differ in what they do with branches: state-space layers, or positions taken from
+    the place in memory, would mix completions in silence. Raises RftError for a model that does not
+    even compute padded rows as it computes each alone.
     """
     device = next(base.parameters()).device
-    probe = [_shorten(groups[0]), _shorten(groups[-1])]
-    alone = [collate([Group(g.prompt_id, g.prompt, (c,))]) for g in probe for c in g.completions]
+    probe = [_forked(groups[0]), _forked(groups[-1])]
+    # Formats of 8 bits of mantissa differ by a few hundredths between two orders of summation;
+    # completions that see each other differ by whole nats.
+    bound = 1e-3 if next(base.parameters()).dtype is torch.float32 else 0.5
     was_training = base.training
     base.eval()
     try:
-        together = collate(probe).to(device)
-        packed = cross_entropy(completion_logits(base, together), together.labels, reduction="none")
-        plain = []
-        for batch in (one.to(device) for one in alone):
-            # The plain call: no mask, no positions, all logits.
-            logits = base(input_ids=batch.input_ids, use_cache=False).logits[0, batch.predictors]
-            plain.append(cross_entropy(logits.float(), batch.labels, reduction="none"))
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as fault:
-        raise RftError(_unsupported(model, f"{type(fault).__name__}: {fault}")) from fault
+        alone = torch.cat(
+            [
+                _losses(base, collate([one], Layout.ROWS).to(device))
+                for group in probe
+                for one in group.singles()
+            ]
+        )
+        padded = collate(probe, Layout.ROWS).to(device)
+        gap = float((_losses(base, padded) - alone).abs().max())
+        if not gap < bound:
+            raise RftError(
+                f"model.base: {model.base}: a token's loss differs by {gap:.3g} nats between a row and "
+                "the same row beside longer ones: it can't be trained on rows of several lengths"
+            )
+        fused = _head_is_all(base, padded, bound)
+        why = _unfit_for_trees(base, groups, dropout)
+        if not why:
+            # Tokens that a tree has once.
+            first = [
+                np.arange(len(ids)) >= shared
+                for group in probe
+                for ids, shared in zip(group.completions, group.shared)
+            ]
+            wanted = alone[torch.from_numpy(np.concatenate(first)).to(device)]
+            why, gap = _try_trees(base, collate(probe).to(device), wanted, bound)
+        return Fit(Layout.ROWS if why else Layout.TREE, why, fused, gap)
     finally:
         base.train(was_training)
-    gap = float((packed - torch.cat(plain)).abs().max())
-    # Formats of 8 bits of mantissa differ by a few hundredths between two orders of summation;
-    # completions that see each other differ by whole nats.
-    stored = next(base.parameters()).dtype
-    if not gap < (1e-3 if stored is torch.float32 else 0.5):
-        raise RftError(_unsupported(model, f"a token's loss differs by {gap:.3g} nats"))
-    return gap
 
 
-def _shorten(group: Group) -> Group:
-    """At most 64 tokens of prompt and two different completions of at most 32."""
+def _forked(group: Group) -> Group:
+    """At most 64 tokens of prompt and three completions of at most 32, two of which begin alike."""
     first = group.completions[0][:32]
-    second = group.completions[1][:32] if len(group.completions) > 1 else np.flip(first).copy()
-    return Group(group.prompt_id, group.prompt[-64:], (first, second))
+    half = len(first) // 2
+    fork = np.concatenate([first[:half], np.flip(first[half:])])
+    completions = (first, fork, np.flip(first).copy())
+    return Group(group.prompt_id, group.prompt[-64:], completions, (1.0,) * 3)
 
 
-def _unsupported(model: Model, what: str) -> str:
-    return (
-        f"model.base: {model.base}: its attention does not compute several completions behind one "
-        f"prompt as it computes them apart ({what}). Models of the Llama, Qwen, Mistral and Gemma "
-        "kinds do; state-space, linear-attention and ALiBi models do not."
-    )
+def _losses(base: Any, batch: Batch) -> torch.Tensor:
+    return cross_entropy(logits(base, batch), batch.labels, reduction="none")
+
+
+def _head_is_all(base: Any, batch: Batch, bound: float) -> bool:
+    """Whether `head_loss` computes this model's logits: some scale them, or cap them."""
+    head = base.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        return False
+    made = head(hidden_states(base, batch)).float()
+    return bool((made - logits(base, batch)).abs().max() < bound)
+
+
+def _unfit_for_trees(base: Any, groups: list[Group], dropout: bool) -> str:
+    if dropout:
+        return "dropout would be drawn once for all that completions share"
+    window = _window(base.config.get_text_config())
+    longest = max(group.longest for group in groups)
+    if window is not None and longest > window:
+        return f"rows have up to {longest} tokens, and its attention a window of {window}"
+    return ""
+
+
+def _try_trees(base: Any, tree: Batch, wanted: torch.Tensor, bound: float) -> tuple[str, float]:
+    """Why trees are not for this model ("" if they are, and it is set to them), and the gap."""
+    before = base.config._attn_implementation
+    try:
+        base.set_attn_implementation(attention.NAME)
+        if base.config._attn_implementation != attention.NAME:
+            return f"{type(base).__name__} has an attention of its own", 0.0
+        gap = float((_losses(base, tree) - wanted).abs().max())
+        why = f"a token's loss differs by {gap:.3g} nats" if not gap < bound else ""
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as fault:
+        gap, why = 0.0, f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
+    if not why:
+        return "", gap
+    base.set_attn_implementation(before)
+    return f"its attention does not compute branches as it computes rows ({why})", gap
 
 
 def save_adapter(model: Any, stage: Path) -> None:

@@ -5,9 +5,11 @@ import random
 
 import numpy as np
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rft.training.data import Group, Steps, collate, deal, pack, read_groups, split
+from rft.training.attention import visible
+from rft.training.data import Group, Layout, Steps, collate, deal, pack, read_groups, split
 from rft.types import RftError, TrainRow
 
 
@@ -15,7 +17,12 @@ def group(name: str, prompt: int, *completions: int) -> Group:
     """Token ids are all different, so that a lost or doubled one shows."""
     fresh = itertools.count(1)
     ids = [np.array([next(fresh) for _ in range(n)], np.int32) for n in (prompt, *completions)]
-    return Group(name, ids[0], tuple(ids[1:]))
+    return of(name, ids[0], *ids[1:])
+
+
+def of(name: str, prompt, *completions, weights=None) -> Group:
+    ids = tuple(np.array(c, np.int32) for c in completions)
+    return Group(name, np.array(prompt, np.int32), ids, weights or (1.0,) * len(ids))
 
 
 def many(count: int, seed: int = 0) -> list[Group]:
@@ -28,7 +35,7 @@ def many(count: int, seed: int = 0) -> list[Group]:
     ]
 
 
-def test_the_layout_of_two_groups():
+def test_the_trees_of_two_groups():
     batch = collate([group("a", 2, 2, 1), group("b", 1, 2)])
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3]]
     # Positions restart at the end of the prompt for each completion.
@@ -36,8 +43,10 @@ def test_the_layout_of_two_groups():
     # The prompt's last token predicts the first token of each of its completions.
     assert batch.predictors.tolist() == [1, 2, 1, 5, 6]
     assert batch.labels.tolist() == [3, 4, 5, 2, 3]
+    assert batch.weights.tolist() == [1] * 5
+    assert batch.sizes == (5, 3)
     # By hand: rows are queries, columns are keys.
-    assert batch.mask()[0, 0].int().tolist() == [
+    assert visible(batch.end).int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0, 0],
@@ -47,7 +56,56 @@ def test_the_layout_of_two_groups():
         [0, 0, 0, 0, 0, 1, 1, 0],
         [0, 0, 0, 0, 0, 1, 1, 1],
     ]
-    assert batch.mask().dtype is torch.bool
+
+
+def test_completions_that_begin_alike_share_their_beginning():
+    tree = of("a", [9], [1, 2, 3], [1, 2, 4, 5], [1, 6], [1, 6], weights=(1, 2, 4, 8))
+    assert tree.tokens == 7 and tree.shared == (0, 2, 1, 2)
+    batch = collate([tree])
+    assert batch.input_ids.tolist() == [[9, 1, 2, 3, 4, 5, 6]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 3, 4, 2]]
+    # A fork's token predicts the next of each of its branches.
+    assert batch.predictors.tolist() == [0, 1, 2, 2, 4, 1]
+    assert batch.labels.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.weights.tolist() == [15, 3, 1, 2, 2, 12]
+    assert visible(batch.end).int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 1, 0, 0],
+        [1, 1, 1, 0, 1, 1, 0],
+        [1, 1, 0, 0, 0, 0, 1],
+    ]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=6))
+def test_every_completion_is_a_path_of_its_tree(completions):
+    weights = tuple(2.0**i for i in range(len(completions)))
+    batch = collate([of("x", [7], [1]), of("a", [8, 9], *sorted(completions), weights=weights)])
+    sees, ids = visible(batch.end), batch.input_ids[0]
+    found: dict[tuple[int, ...], float] = {}
+    for at in batch.predictors.tolist():
+        path = ids[sees[at]].tolist()
+        assert batch.position_ids[0, sees[at]].tolist() == list(range(len(path)))
+    for at, label, weight in zip(batch.predictors.tolist(), batch.labels.tolist(), batch.weights):
+        found[(*ids[sees[at]].tolist(), label)] = float(weight)
+    expected: dict[tuple[int, ...], float] = {(7, 1): 1.0}
+    for completion, weight in zip(sorted(completions), weights):
+        for size in range(1, len(completion) + 1):
+            prefix = (8, 9, *completion[:size])
+            expected[prefix] = expected.get(prefix, 0) + weight
+    assert found == expected
+
+
+def test_rows_are_padded_at_their_ends():
+    batch = collate([group("a", 2, 2, 1), group("b", 1, 2)], Layout.ROWS)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4], [1, 2, 5, 0], [1, 2, 3, 0]]
+    assert batch.mask is not None
+    assert batch.mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
+    assert batch.predictors.tolist() == [1, 2, 5, 8, 9]
+    assert batch.labels.tolist() == [3, 4, 5, 2, 3]
+    assert batch.position_ids is None and batch.end is None
 
 
 def test_a_split_repeats_the_prompt_and_loses_no_completion():
@@ -97,6 +155,22 @@ def test_packing_loses_nothing_and_keeps_the_limit(limit):
     assert sum(g.completion_tokens for g in held) == sum(g.completion_tokens for g in groups)
     for row in packed:
         assert sum(g.tokens for g in row) <= limit or len(row[0].completions) == len(row) == 1
+    padded = pack(groups, limit, Layout.ROWS)
+    assert sum(g.completion_tokens for b in padded for g in b) == sum(
+        g.completion_tokens for g in groups
+    )
+    assert all(len(b) * max(g.tokens for g in b) <= limit or len(b) == 1 for b in padded)
+
+
+def test_shuffled_rows_of_one_prompt_meet_again_where_they_share_a_step():
+    groups = many(30)
+    steps = Steps(groups, 100, seed=0, shuffle="rows")
+    whole = [g for i in range(steps.per_epoch) for g in steps[i]]
+    assert sum(len(g.completions) for g in whole) == sum(len(g.completions) for g in groups)
+    for i in range(steps.per_epoch):
+        assert len({g.prompt_id for g in steps[i]}) == len(steps[i])
+    together = Steps(groups, 10**6, seed=0, shuffle="rows")[0]
+    assert sum(g.tokens for g in together) == sum(g.tokens for g in groups)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])

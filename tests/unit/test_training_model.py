@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -26,12 +29,15 @@ from transformers import (
 from rft.config import Model
 from rft.config_train import Lora, Precision, Train
 from rft.precision import DTYPES, assert_fp32_masters, check_launched
-from rft.training.data import Group, collate, pack
+from rft.training import attention
+from rft.training.data import Group, Layout, collate, pack
+from rft.training.lora import fuse
 from rft.training.model import (
+    Fit,
+    Objective,
     add_lora,
     check_layout,
     check_rows,
-    completion_loss,
     load_base,
     save_adapter,
 )
@@ -58,10 +64,16 @@ def llama(**changes) -> LlamaForCausalLM:
 def some_groups() -> list[Group]:
     draw = np.random.default_rng(0)
     return [
-        Group(f"p{i}", draw.integers(0, 64, size, np.int32), tuple(completions))
+        Group(f"p{i}", draw.integers(0, 64, size, np.int32), tuple(completions), (1.0,) * (i + 1))
         for i, size in enumerate([5, 12, 1, 9])
-        for completions in [[draw.integers(0, 64, n, np.int32) for n in draw.integers(1, 9, i + 1)]]
+        for completions in [_forked([draw.integers(0, 64, n) for n in draw.integers(1, 9, i + 1)])]
     ]
+
+
+def _forked(drawn: list[np.ndarray]) -> list[np.ndarray]:
+    """In order, some of them beginning alike."""
+    same = [np.concatenate([drawn[0][:2], ids]) if i % 2 else ids for i, ids in enumerate(drawn)]
+    return [np.array(ids, np.int32) for ids in sorted(ids.tolist() for ids in same)]
 
 
 def padded_loss(model, groups: list[Group]) -> torch.Tensor:
@@ -83,34 +95,56 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {n: p.grad.double() for n, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("limit", [1000, 40, 1])
-def test_loss_and_gradients_equal_those_of_padded_rows(limit):
-    groups = some_groups()
-    model = add_lora(llama(), Train(), seed=0)
+TREES, ROWS = Fit(Layout.TREE), Fit(Layout.ROWS)
+
+
+def adapted(base: Any, **train: Any) -> Any:
+    """With LoRA whose B is not 0, where half of the gradients would vanish."""
+    model = add_lora(base, Train(**train), seed=0)
     with torch.no_grad():
         for name, param in model.named_parameters():
             if "lora_B" in name:
-                param.normal_(std=0.1)  # B starts at 0, where half of the gradients vanish
+                param.normal_(std=0.1)
+    return model
+
+
+def trained(model: Any, fit: Fit, groups: list[Group], limit: int = 1000) -> float:
+    """Leaves the gradients of all groups in the model; the loss."""
+    if fit.layout is Layout.TREE:
+        model.get_base_model().set_attn_implementation(attention.NAME)
+    total = 0.0
+    for some in pack(groups, limit, fit.layout):
+        loss = Objective(model, fit, None)(collate(some, fit.layout))
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+@pytest.mark.parametrize("fused_lora", [False, True])
+@pytest.mark.parametrize("fused_head", [False, True])
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("limit", [1000, 40, 1])
+def test_loss_and_gradients_equal_those_of_plain_rows(limit, layout, fused_head, fused_lora):
+    groups = some_groups()
+    model = adapted(llama())
     expected = padded_loss(model, groups)
     expected.backward()
     wanted = gradients(model)
     model.zero_grad()
-    total = torch.tensor(0.0)
-    for row in pack(groups, limit):
-        loss = completion_loss(model, collate(row))
-        loss.backward()
-        total += loss.detach()
-    assert float(total) == pytest.approx(float(expected.detach()), rel=1e-6)
+    if fused_lora:
+        assert fuse(model) == 2 * 7
+    total = trained(model, Fit(layout, fused_head=fused_head), groups, limit)
+    assert total == pytest.approx(float(expected.detach()), rel=1e-6)
     for name, got in gradients(model).items():
         assert float((got - wanted[name]).norm() / wanted[name].norm()) < 5e-6, name
 
 
 def test_gradient_checkpointing_changes_no_gradient():
-    batch = collate(some_groups())
     found = []
     for recompute in (False, True):
-        model = add_lora(llama(), Train(gradient_checkpointing=recompute), seed=0)
-        completion_loss(model, batch).backward()
+        model = adapted(llama(), gradient_checkpointing=recompute)
+        fuse(model)
+        trained(model, TREES, some_groups())
         found.append(gradients(model))
     assert all(torch.allclose(found[0][n], found[1][n], rtol=1e-5, atol=1e-7) for n in found[0])
     assert any(float(g.norm()) > 0 for g in found[1].values())
@@ -131,29 +165,58 @@ def mistral(**changes) -> MistralForCausalLM:
         lambda: GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)),
     ],
 )
-def test_the_layout_check_passes_models_that_it_should(make):
-    assert check_layout(make(), MODEL, some_groups()) < 1e-4
+def test_models_that_compute_trees_are_given_trees(make):
+    model = make()
+    fit = check_layout(model, MODEL, some_groups())
+    assert fit.layout is Layout.TREE and fit.fused_head and fit.gap < 1e-4
+    assert model.config._attn_implementation == attention.NAME
+
+
+def mamba() -> MambaForCausalLM:
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8)
+    return MambaForCausalLM(config)
+
+
+def bloom() -> BloomForCausalLM:
+    torch.manual_seed(0)
+    return BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
 
 
 @pytest.mark.parametrize(
-    "make",
+    "make, dropout, why",
     [
-        lambda: BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)),
-        lambda: MambaForCausalLM(
-            MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8)
-        ),
+        (bloom, False, "BloomForCausalLM has an attention of its own"),
+        (mamba, False, "MambaForCausalLM has an attention of its own"),
+        (lambda: mistral(sliding_window=8), False, "and its attention a window of 8"),
+        (llama, True, "dropout would be drawn once"),
     ],
 )
-def test_the_layout_check_stops_alibi_and_state_space_models(make):
-    torch.manual_seed(0)
-    with pytest.raises(RftError, match=r"model.base: tiny: its attention does not"):
-        check_layout(make(), MODEL, some_groups())
+def test_other_models_are_trained_on_plain_rows_and_say_why(make, dropout, why):
+    groups, model = some_groups(), make()
+    before = model.config._attn_implementation
+    fit = check_layout(model, MODEL, groups, dropout)
+    assert fit.layout is Layout.ROWS and why in fit.why
+    assert model.config._attn_implementation == before
+    total = sum(
+        Objective(model, fit, None)(collate(some, fit.layout)).item()
+        for some in pack(groups, 40, fit.layout)
+    )
+    assert total == pytest.approx(float(padded_loss(model, groups)), rel=1e-5)
+
+
+def test_a_model_that_scales_its_logits_keeps_its_own_head():
+    model = CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.5))
+    fit = check_layout(model, MODEL, some_groups())
+    assert fit.layout is Layout.TREE and not fit.fused_head
+    assert Objective(model, fit, None)(collate(some_groups())).item() == pytest.approx(
+        padded_loss(model, some_groups()).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     "make, told",
     [
-        (lambda: mistral(sliding_window=8), "sliding_window of tiny is 8"),
         (lambda: llama(max_position_embeddings=8), "max_position_embeddings of tiny is 8"),
         (lambda: llama(vocab_size=10), "tiny has 10: they were made with another tokenizer"),
     ],
@@ -161,10 +224,6 @@ def test_the_layout_check_stops_alibi_and_state_space_models(make):
 def test_rows_that_do_not_fit_the_model_are_named(make, told):
     with pytest.raises(RftError, match=f"training rows of prompt p.*{told}"):
         check_rows(make(), MODEL, some_groups())
-
-
-def test_rows_that_fit_pass():
-    check_rows(mistral(sliding_window=64), MODEL, some_groups())
 
 
 def test_the_adapter_depends_on_the_seed_alone():
@@ -208,7 +267,7 @@ def test_masters_are_float32_over_any_base(tmp_path: Path, stored):
 def stepped():
     model = add_lora(llama(), Train(), seed=0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    completion_loss(model, collate(some_groups())).backward()
+    trained(model, ROWS, some_groups())
     optimizer.step()
     return model, optimizer
 
@@ -268,14 +327,10 @@ def test_the_saved_adapter_gives_the_same_loss(tmp_path: Path):
     from peft import PeftModel
 
     llama().save_pretrained(tmp_path / "base")
-    trained = add_lora(load_base(Model(base=str(tmp_path / "base")), Train()), Train(), seed=0)
-    with torch.no_grad():
-        for param in trained.parameters():
-            if param.requires_grad:
-                param.normal_(std=0.1)
+    tuned = adapted(load_base(Model(base=str(tmp_path / "base")), Train()))
     stage = tmp_path / "stage"
     stage.mkdir()
-    save_adapter(trained, stage)
+    save_adapter(tuned, stage)
     assert sorted(p.name for p in stage.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -285,7 +340,7 @@ def test_the_saved_adapter_gives_the_same_loss(tmp_path: Path):
     loaded = PeftModel.from_pretrained(
         load_base(Model(base=str(tmp_path / "base")), Train()), stage
     )
-    batch = collate(some_groups())
-    expected = completion_loss(trained, batch).item()
-    assert completion_loss(loaded, batch).item() == pytest.approx(expected, rel=1e-6)
-    assert completion_loss(llama(), batch).item() != pytest.approx(expected, rel=1e-3)
+    batch = collate(some_groups(), Layout.ROWS)
+    expected = Objective(tuned, ROWS, None)(batch).item()
+    assert Objective(loaded, ROWS, None)(batch).item() == pytest.approx(expected, rel=1e-6)
+    assert Objective(llama(), ROWS, None)(batch).item() != pytest.approx(expected, rel=1e-3)
