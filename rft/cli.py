@@ -63,6 +63,12 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--update", action="store_true", help="as for `rft run`")
     experiment("report", "compare the arms again and write the report",
                "rft report configs/quickstart.yaml compare.level=0.9")  # fmt: skip
+    one = experiment("export", "write what an arm has learnt as a model of its own, with a model card",
+                     "rft export configs/quickstart.yaml --arm rft --to models/mine")  # fmt: skip
+    one.add_argument("--arm", default="rft", help="arm to export (rft)")
+    one.add_argument("--to", required=True, help="folder to make")
+    one.add_argument("--seed", type=int, help="its seed (the first)")
+    one.add_argument("--dtype", default="bf16", choices=("fp32", "bf16", "fp16"), help="(bf16)")
     one = verb("show", "show a run, one of its stages, or one row",
                "rft show runs/quickstart rft/seed0/4_select")  # fmt: skip
     one.add_argument("run", help="run folder, for instance runs/quickstart")
@@ -70,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("id", nargs="?", help="beginning of a row's id")
     one.add_argument("-n", type=int, default=5, help="rows to show of a stage (default 5)")
     one.add_argument("--tokens", action="store_true", help="token ids and log-probabilities too")
+    one = verb("formats", "show what number formats hold, and what becomes of numbers in them",
+               "rft formats 65504.1 1e-8 0.1")  # fmt: skip
+    one.add_argument("numbers", nargs="*", metavar="NUMBER", help="such as 0.1, -1e-8, inf or nan")
     verb("doctor", "check this machine, and say how to fix what is wrong", "rft doctor")
     return top
 
@@ -81,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     process.stop_once()
     top = parser()
-    options, rest = top.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["formats"] and not {"-h", "--help", "--"} & set(words):
+        words.insert(1, "--")  # or argparse takes -1e-8 and -inf for options
+    options, rest = top.parse_known_args(words)
     # argparse gives up on settings that stand behind an option: rft run X.yaml --update a=b
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
     if len(settings) < len(rest) or (settings and not hasattr(options, "settings")):
@@ -107,6 +119,11 @@ def _do(options: argparse.Namespace) -> int:
         from rft.doctor import run_doctor
 
         return run_doctor()
+    if options.verb == "formats":
+        from rft import formats
+
+        formats.show(options.numbers)
+        return 0
     if options.verb == "show":
         from rft import show
 
@@ -115,6 +132,11 @@ def _do(options: argparse.Namespace) -> int:
     from rft import loader
 
     experiment = loader.load(options.config, options.settings)
+    if options.verb == "export":
+        from rft.export import export
+
+        export(experiment, options.arm, Path(options.to), options.seed, options.dtype)
+        return 0
     if options.verb == "check":
         from rft import check
 

@@ -28,6 +28,7 @@ from rft import components, process, rows
 from rft.allocators._beliefs import RATES_G, fit_new, fit_rates
 from rft.config import Component
 from rft.nodes import Node
+from rft.pilots import to_pilot
 from rft.plan import Plan
 from rft.rundir import StageDir
 from rft.rundir import to_json as to_bytes
@@ -334,7 +335,7 @@ def tell(plan: Plan, pilots: list[tuple[Node, Node]]) -> None:
     """Prints and keeps the forecast of each pool: for a uniform n, and for an allocator."""
     console = Console(file=sys.stderr, width=100, highlight=False)
     kept: dict[str, Any] = {}
-    for (sample, score), (small, scored) in zip(plan.to_pilot(), pilots):
+    for (sample, score), (small, scored) in zip(to_pilot(plan), pilots):
         prompts = list(rows.read(Path(sample.job["prompts"]), Prompt))
         job = sample.job
         known = job["train_on_reference"]
@@ -422,7 +423,7 @@ def hold(plan: Plan) -> None:
 
 
 def _forecast_of(plan: Plan, kept: dict[str, Any]) -> Iterator[tuple[tuple[Node, Node], Any]]:
-    for pair in plan.to_pilot():
+    for pair in to_pilot(plan):
         if pair[0].key in kept and all(node.done for node in pair):
             yield pair, kept[pair[0].key]
 

@@ -213,8 +213,8 @@ def arm_references(arm: Arm) -> list[tuple[str, str]]:
         for key, value in component.args.items():
             if isinstance(value, str) and value.startswith("arm:"):
                 found.append((f"select.{i}.args.{key}", value[4:]))
-    if arm.train and arm.train.match_steps:
-        found.append(("train.match_steps", arm.train.match_steps.removeprefix("arm:")))
+    if arm.train and arm.train.match:
+        found.append(("train.match", arm.train.match.removeprefix("arm:")))
     return found
 
 

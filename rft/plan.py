@@ -22,6 +22,7 @@ from rft.config import (
     Model,
     Sample,
 )
+from rft.config_train import SPEED_ONLY
 from rft.identity import Identity, drawn_by, without_folders
 from rft.nodes import ArmPlan, Node, in_order
 from rft.types import digest
@@ -57,53 +58,11 @@ class Plan:
         """Every node once, each after those it needs."""
         return in_order(node for row in self.rows for node in row.links.values())
 
-    def to_pilot(self) -> list[tuple[Node, Node]]:
-        """What the first round of the first seed samples for training, with its scores: (sample,
-        score) of each pool but those that others' verdicts are needed for."""
-        found: dict[str, tuple[Node, Node]] = {}
-        for name, arm in self.arms.items():
-            if arm.train is None or arm.sample.use == "reference":
-                continue
-            for suffix, pair in self._pools(name, self.experiment.seeds[0], 1).items():
-                if suffix != "_reference" and not pair[0].job["unless_solved_by"]:
-                    found.setdefault(pair[1].key, pair)
-        return list(found.values())
-
-    def pilot(self, pair: tuple[Node, Node], prompts: int, samples: int) -> tuple[Node, Node]:
-        """Stages that sample and score a part of what a pair of `to_pilot` will."""
-        sample, score = pair
-        adapts = ("allocate", "verdicts", "ways")
-        jobs = [
-            {k: v for k, v in node.job.items() if k not in ("folder", "label")} for node in pair
-        ]
-        n = min(samples, sample.inputs["n"])
-        small = self._node(
-            "sample",
-            f"pilot of {sample.label}",
-            {k: v for k, v in sample.inputs.items() if k not in adapts}
-            | {"n": n, "pilot": prompts},
-            *sample.needs,
-            **{
-                **jobs[0],
-                "decoding": {**sample.job["decoding"], "n": n},
-                "allocate": {"use": "uniform", "args": {}},
-                "pilot": {"prompts": prompts, "seed": sample.inputs["decoding"].get("seed", 0)},
-            },
-        )
-        scored = self._node(
-            "score",
-            f"pilot of {score.label}",
-            {**score.inputs, "candidates": small.key},
-            *(small if need is sample else need for need in score.needs),
-            **{**jobs[1], "sample": str(small.dir.path)},
-        )
-        return small, scored
-
     def _links(self, name: str, seed: int, number: int) -> dict[str, Node]:
         arm = self.arms[name]
         links = {"1_prompts": self._prompts(name)}
         if arm.train is not None:
-            for suffix, (sample, score) in self._pools(name, seed, number).items():
+            for suffix, (sample, score) in self.pools(name, seed, number).items():
                 links[f"2_sample{suffix}"] = sample
                 links[f"3_score{suffix}"] = score
             links["4_select"] = self._guarded(self._select, name, seed, number)
@@ -113,9 +72,7 @@ class Plan:
         links["6_eval"] = end
         return links
 
-    def _node(
-        self, kind: str, label: str, inputs: dict[str, Any], *needs: Node, **job: Any
-    ) -> Node:
+    def node(self, kind: str, label: str, inputs: dict[str, Any], *needs: Node, **job: Any) -> Node:
         late = job.pop("late", False)
         node = Node(kind, label, inputs, needs, job, self.stages, late)
         # Arms that share a node get the same object, with the first one's label.
@@ -127,7 +84,7 @@ class Plan:
         arm = self.arms[name]
         splits = {s: self.identity.digest(prompts.rows_digest, arm, s) for s in ("train", "eval")}
         inputs = {"kind": "prompts", **splits}
-        return self._node("prompts", f"prompts ({name})", inputs, set=self.identity.prompt_set(arm))
+        return self.node("prompts", f"prompts ({name})", inputs, set=self.identity.prompt_set(arm))
 
     def _policy(
         self, name: str, asked: Sample, seed: int, number: int, pool_name: str
@@ -222,7 +179,7 @@ class Plan:
             if counts_reference:
                 inputs["ways"] = self.identity.digest(prompts.solutions_digest, arm, split)
         label = "eval sample" if is_eval else "sample"
-        return self._node(
+        return self.node(
             "sample",
             f"{label} ({name}{_nth(number)}{f' {pool_name}' if pool_name else ''}, seed {seed})",
             inputs,
@@ -259,7 +216,7 @@ class Plan:
         _, given, rule = arm.scorers(split)
         verdicts = self.identity.verdicts(arm, split, partial(self._where, name))
         inputs = {"kind": "score", "candidates": sample.key, **verdicts}
-        return self._node(
+        return self.node(
             "score",
             sample.label.replace("sample", "score", 1),
             inputs,
@@ -274,7 +231,7 @@ class Plan:
             ray=self.experiment.ray.model_dump(),
         )
 
-    def _pools(self, name: str, seed: int, number: int) -> dict[str, tuple[Node, Node]]:
+    def pools(self, name: str, seed: int, number: int) -> dict[str, tuple[Node, Node]]:
         """Link suffix -> (candidates, their scores): references, then each pool of a round."""
         arm = self.arms[name]
         assert arm.train is not None
@@ -306,7 +263,7 @@ class Plan:
             # References are the same in every round.
             (suffix if suffix == "_reference" else f"{suffix}@{i}"): pair
             for i in rounds
-            for suffix, pair in self._pools(name, seed, i).items()
+            for suffix, pair in self.pools(name, seed, i).items()
         }
         # A pool of another model is the same in every round.
         pools = list({pair[0].key: pair for pair in found.values()}.values())
@@ -337,7 +294,7 @@ class Plan:
             "model": own,
             "chat": chat_digest(chat),
         }
-        return self._node(
+        return self.node(
             "select",
             f"select ({name}{_nth(number)}, seed {seed})",
             inputs,
@@ -375,7 +332,7 @@ class Plan:
         if not changing:
             return None
         paths = {
-            i: [_paths(*self._pools(name, seed, i)[suffix]) for suffix in changing]
+            i: [_paths(*self.pools(name, seed, i)[suffix]) for suffix in changing]
             for i in {1, number}
         }
         return {
@@ -402,14 +359,16 @@ class Plan:
         select = self._guarded(self._select, name, seed, number)
         settings = arm.train.model_dump(mode="json")
         # These change speed, memory or safety, not what is learnt.
-        for speed in ("launch", "checkpoint_every", "tokens_per_batch", "gradient_checkpointing"):
+        for speed in SPEED_ONLY:
             settings.pop(speed)
         settings.pop("include_reference")
         match = None
-        if arm.train.match_steps:
-            match = self._train(arm.train.match_steps.removeprefix("arm:"), seed)
-            settings["match_steps"] = match.key
+        if arm.train.match:
+            match = self._train(arm.train.match.removeprefix("arm:"), seed)
+            settings["match"] = match.key
             settings.pop("epochs")
+        else:
+            settings.pop("match_by")
         if arm.train.launch and not Path(arm.train.launch).is_file():
             raise ConfigError(
                 f"{self._where(name, 'train.launch')}: no such file: {arm.train.launch} (beside the "
@@ -436,7 +395,7 @@ class Plan:
                     if start
                     else self.identity.adapter(folder or "", "sample", arm.model.base)
                 )
-        return self._node(
+        return self.node(
             "train",
             f"train ({name}{_nth(number)}, seed {seed})",
             inputs,
@@ -447,12 +406,17 @@ class Plan:
             seed=seed,
             rows=str(select.dir.path / "train"),
             match=str(match.dir.path) if match else None,
+            drawn=[
+                {"sample": str(sample.dir.path), "adapter": sample.job["adapter"]}
+                for suffix, (sample, _) in self.pools(name, seed, number).items()
+                if suffix != "_reference" and sample.job["model"]["base"] == arm.model.base
+            ],
         )
 
     def _eval(self, name: str, seed: int, number: int) -> Node:
         sample = self._sample(name, "eval", self.arms[name].eval, seed, number)
         score = self._score(name, "eval", sample)
-        return self._node(
+        return self.node(
             "eval",
             f"eval ({name}{_nth(number)}, seed {seed})",
             {"kind": "eval", "scores": score.key},

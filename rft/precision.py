@@ -5,6 +5,9 @@ optimizer's state are looked at, tensor by tensor, before the first step, after 
 checkpoint is written.
 """
 
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +17,13 @@ from rft.types import RftError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-MIXED = {"fp32": "no", "bf16": "bf16"}
-"""`train.precision.compute` in the words of accelerate's `mixed_precision`."""
+QUANTISED = ("int8", "nf4")
+"""Of `train.precision.base`: stored by bitsandbytes."""
+
+
+def autocast_dtype(precision: Precision) -> torch.dtype | None:
+    """What autocast computes in; None where nothing is cast."""
+    return DTYPES[precision.compute] if precision.compute in ("bf16", "fp16") else None
 
 
 def check_launched(precision: Precision, launched: str | None) -> None:
@@ -24,13 +32,109 @@ def check_launched(precision: Precision, launched: str | None) -> None:
     launched: `mixed_precision` of the launch config (accelerate's ACCELERATE_MIXED_PRECISION).
     Accelerate fills in "no" where a launch config is silent, so "no" asks for nothing.
     """
-    wanted = MIXED[precision.compute]
-    if launched not in (None, "", "no", wanted):
+    if launched not in (None, "", "no", precision.compute):
         raise RftError(
             f"train.launch: this launch config has mixed_precision: {launched}, but "
             f"train.precision.compute is {precision.compute}. Set the launch config's "
             f"mixed_precision to 'no' (the experiment decides), or change train.precision.compute."
         )
+
+
+def check_hardware(precision: Precision, device: torch.device) -> None:
+    """Refuses formats that this machine does not have. Raises RftError naming one that it has."""
+    what, fix = "", "fp32"
+    if precision.compute == "tf32" and device.type != "cuda":
+        what = f"train.precision.compute: tf32: there is none on a {device.type.upper()}"
+    elif precision.compute == "tf32" and torch.cuda.get_device_capability(device) < (8, 0):
+        what = f"train.precision.compute: tf32: {torch.cuda.get_device_name(device)} has none"
+    elif (
+        precision.compute == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        what = f"train.precision.compute: bf16: {torch.cuda.get_device_name(device)} has none"
+        fix = "fp16"
+    if what:
+        raise RftError(f"{what}. Set it to {fix}")
+    if precision.base in QUANTISED and importlib.util.find_spec("bitsandbytes") is None:
+        raise RftError(
+            f"train.precision.base: {precision.base} needs bitsandbytes: pip install 'rft[quant]'"
+        )
+
+
+@contextmanager
+def products(precision: Precision) -> Iterator[None]:
+    """Has float32 products computed as `compute` says: in TF32 or not, whatever was set before."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    allow = precision.compute == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+class LossScale:
+    """Dynamic loss scaling (Micikevicius et al. 2018, arXiv 1710.03740), for fp16 alone.
+
+    A gradient below 2^-25 is 0 in fp16. So the loss is multiplied by a scale, and the float32
+    gradients of the masters are divided by it; where one of them is not finite the step is left out
+    and the scale halved. torch's GradScaler does that; here it is counted, and a scale that has become
+    useless stops the run.
+    """
+
+    LEAST = 1.0
+
+    def __init__(self, device: str, precision: Precision):
+        self.enabled = precision.compute == "fp16"
+        # RFT runs are short: torch's 2,000 steps between two doublings are often all there are.
+        self._scaler = torch.amp.GradScaler(device, enabled=self.enabled, growth_interval=200)
+        self.skipped = 0
+        """Steps left out so far, because a gradient was not finite."""
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        got: torch.Tensor = self._scaler.scale(loss)
+        return got
+
+    def unscale(self, optimizer: Any) -> None:
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: Any) -> bool:
+        """Takes the optimizer's step unless a gradient is not finite; whether it did. Raises RftError."""
+        before = self._scaler.get_scale()
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        after = self._scaler.get_scale()
+        if after >= before:
+            return True
+        self.skipped += 1
+        if after < self.LEAST:
+            raise RftError(
+                f"fp16: the loss scale has fallen to {after:g}: gradients overflow at any scale. Set "
+                "train.precision.compute to bf16 (the range of fp32) or fp32, or lower train.lr"
+            )
+        return False
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """For metrics.jsonl; empty where nothing is scaled."""
+        if not self.enabled:
+            return {}
+        return {"loss_scale": self._scaler.get_scale(), "skipped_steps": self.skipped}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scaler": self._scaler.state_dict(), "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scaler.load_state_dict(state["scaler"])
+        self.skipped = state["skipped"]
+
+
+def zero_share(parameters: list[torch.Tensor]) -> float:
+    """Share of the gradients' elements that are 0: underflown ones, and those that are 0 in truth."""
+    grads = [param.grad for param in parameters if param.grad is not None]
+    zeros = sum(int((grad == 0).sum()) for grad in grads)
+    return zeros / max(sum(grad.numel() for grad in grads), 1)
 
 
 def assert_fp32_masters(model: torch.nn.Module, optimizer: Any) -> int:

@@ -1,8 +1,8 @@
-"""The settings as files for people and editors, made from docstrings: those in rft/config.py, and
-those of the built-in components.
+"""What is in the docs and can be computed: the settings, for people and editors, from the docstrings in
+rft/config.py and of the built-in components; and the numbers of docs/precision.md.
 
-`scripts/make_reference.py` writes docs/configuration.md and configs/schema.json with this; nothing
-that runs an experiment imports it.
+`scripts/make_reference.py` writes docs/configuration.md, configs/schema.json and the tables of
+docs/precision.md with this; nothing that runs an experiment imports it.
 """
 
 import inspect
@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 
-from rft import components
+from rft import components, formats
 from rft.config import Arm, Component, Experiment, Section
+from rft.config_train import Train
 from rft.faults import model_in
 
 KINDS = {
@@ -159,3 +160,52 @@ def _type_name(annotation: Any) -> str:
     if args:
         return " \\| ".join(_type_name(a) for a in args)
     return getattr(annotation, "__name__", str(annotation))
+
+
+def precision(page: str) -> str:
+    """docs/precision.md with what stands between its markers computed anew. Raises ValueError where the
+    markers are not those of `computed`."""
+    made = computed()
+    marked = re.compile(r"(<!-- computed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    if [found[2] for found in marked.finditer(page)] != list(made):
+        raise ValueError(f"docs/precision.md: needs the markers {', '.join(made)}, in this order")
+    return marked.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}", page)
+
+
+def computed() -> dict[str, str]:
+    """The tables of docs/precision.md, by the names of their markers and in the page's order."""
+    shown = (f"$ rft formats {x}\n{formats.described(x)}" for x in ("0.1", "70000"))
+    return {
+        "floating": _table(formats.floating_rows()),
+        "numbers": "```\n" + "\n\n".join(shown) + "\n```",
+        "blockwise": _table(formats.blockwise_rows()),
+        "masters": _table(_masters()),
+        "scaling": _table(_scaling()),
+    }
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _masters() -> list[list[str]]:
+    lr: float = Train.model_fields["lr"].default
+    head = ["format", "step above 1", "1 + 1e-3", "after 1,000 updates"]
+    rows = [[*head, f"weights that {lr:g} doesn't move"]]
+    for f in (formats.FP32, formats.FP16, formats.BF16):
+        weight = 1.0
+        for _ in range(1000):
+            weight = formats.round_to(weight + 1e-3, f)
+        stuck = next(2.0**e for e in range(-30, 30) if formats.spacing(2.0**e, f) / 2 > lr)
+        one = f"{formats.round_to(1 + 1e-3, f):.8g}"
+        rows.append([f.name, f"{f.epsilon:.3g}", one, f"{weight:.8g}", f"above {stuck:g}"])
+    return rows
+
+
+def _scaling() -> list[list[str]]:
+    rows = [["format", "1e-8", "1e-8 × 65536", "the same, divided again"]]
+    for f in (formats.FP32, formats.BF16, formats.FP16):
+        plain, scaled = formats.round_to(1e-8, f), formats.round_to(1e-8 * 65536, f)
+        rows.append([f.name, *(f"{x:.6g}" for x in (plain, scaled, scaled / 65536))])
+    return rows

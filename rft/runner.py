@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rft
-from rft import components, forecast, loops, process, rows, rundir
+from rft import components, forecast, loops, pilots, process, rows, rundir
 from rft.config import Experiment
 from rft.loader import dump
 from rft.nodes import Node, in_order
@@ -63,7 +63,7 @@ def pilot(experiment: Experiment, prompts: int, samples: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     with rundir.lock(folder) as handle:
         plan = Plan(experiment)
-        found = [plan.pilot(node, prompts, samples) for node in plan.to_pilot()]
+        found = [pilots.pilot(plan, node, prompts, samples) for node in pilots.to_pilot(plan)]
         if not found:
             raise RftError(
                 f"{experiment.path}: no arm samples anything whose cost could be told: every sample.use "

@@ -1,15 +1,20 @@
-"""Writes docs/configuration.md and configs/schema.json from docstrings; --check compares only."""
+"""Writes docs/configuration.md and configs/schema.json from docstrings, and the tables of docs/precision.md;
+--check compares only."""
 
 import sys
 from pathlib import Path
 
-from rft.reference import reference, schema
+from rft.reference import precision, reference, schema
 
 ROOT = Path(__file__).parent.parent
 
 
 def main() -> int:
-    wanted = {"docs/configuration.md": reference(), "configs/schema.json": schema()}
+    wanted = {
+        "docs/configuration.md": reference(),
+        "configs/schema.json": schema(),
+        "docs/precision.md": precision((ROOT / "docs/precision.md").read_text()),
+    }
     for name, text in wanted.items():
         path = ROOT / name
         if path.is_file() and path.read_text() == text:

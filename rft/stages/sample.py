@@ -1,7 +1,7 @@
 """Stage 2 (and the first half of evaluation): drawing the candidates (rft/sampling.py).
 
 One process serves all jobs that share a model and an engine, because an engine takes half a minute
-to start.
+to start; arms whose training saved a model of its own get an engine each, one after the other.
 """
 
 import time
@@ -17,10 +17,25 @@ from rft.types import RftError, Sampler, Setup
 
 
 def run(specs: list[dict[str, Any]]) -> None:
-    specs = [s for s in specs if StageDir(Path(s["folder"])).manifest() is None]
-    jobs = [Job(spec) for spec in specs]
-    for job in jobs:
-        _check_lengths(job)
+    by_model: dict[str, list[Job]] = defaultdict(list)
+    for spec in specs:
+        if StageDir(Path(spec["folder"])).manifest() is None:
+            job = Job(_of_its_weights(spec))
+            _check_lengths(job)
+            by_model[job.spec["model"]["base"]].append(job)
+    for jobs in by_model.values():
+        _run(jobs)
+
+
+def _of_its_weights(spec: dict[str, Any]) -> dict[str, Any]:
+    """A training that saves a whole model has it in the place of an adapter."""
+    folder = spec["adapter"]
+    if folder is None or not (Path(folder) / "config.json").is_file():
+        return spec
+    return {**spec, "adapter": None, "model": {**spec["model"], "base": folder, "revision": None}}
+
+
+def _run(jobs: list[Job]) -> None:
     waves: dict[str, list[Job]] = defaultdict(list)
     # Of jobs that want the same samples the second takes over what the first has drawn: the one
     # first that wants most of them.

@@ -5,8 +5,9 @@ on), or alone as `python -m rft.stages.train JOBS.json`. Jobs of one process are
 the other, since starting Python and torch costs more than a small job does. A job is
 
     {"folder": stage folder, "label": text, "model": Model, "train": Train, "seed": int,
-     "rows": folder of TrainRow parts, "match": train stage whose "steps" to take, or null,
-     "start": folder of the adapter to go on from, or null}
+     "rows": folder of TrainRow parts, "match": train stage to train as much as, or null,
+     "start": folder of the adapter to go on from, or null,
+     "drawn": [{"sample": sample stage of this model, "adapter": folder that it sampled with, or null}]}
 """
 
 import os
@@ -24,7 +25,7 @@ def run(jobs: list[dict[str, Any]]) -> None:
     todo = [job for job in jobs if StageDir(Path(job["folder"])).manifest() is None]
     with StopSignal() as stop:
         for job in todo:
-            from rft.training.loop import (
+            from rft.training.job import (
                 free_memory,
                 train_job,
             )  # torch: seconds that a finished stage saves

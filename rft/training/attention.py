@@ -1,13 +1,15 @@
 """Attention over trees, for every model that takes its attention from transformers' interface.
 
 The textbook's mask over a packed row is quadratic in the row, and nearly all of it is hidden: groups
-don't see each other. On a CPU each group is computed on its own, as plain causal attention where it
-has one completion. On a GPU FlexAttention skips the hidden blocks (arXiv 2412.05496), where Triton
+don't see each other. On a CPU each group is computed on its own; in float32 by `_Attention`, since torch's
+kernel for CPUs is made for longer rows than these: it gets a fifth of what the machine's products can. On
+a GPU FlexAttention skips the hidden blocks (arXiv 2412.05496), where Triton
 is there to compile it, and the whole row goes through SDPA with a mask where it is not.
 """
 
 import functools
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 from rft.training.data import Batch
+from rft.training.products import HAS_ONEDNN, product, summed
+
+LONGEST = 1024
+"""Tokens of a group whose scores are made as a whole; of longer ones torch's kernel makes a block at a
+time."""
 
 NAME = "rft_trees"
 """Of this attention among transformers' ones."""
@@ -77,6 +84,12 @@ def attend(
         grouped = query.shape[1] != key.shape[1]
         got = _flex()(query, key, value, block_mask=trees.whole, scale=scaling, enable_gqa=grouped)
         return got.transpose(1, 2), None
+    # Autocast would have its products in 16 bits.
+    exact = query.dtype is value.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+    if exact and HAS_ONEDNN and not query.is_cuda and max(trees.sizes) <= LONGEST:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        got = _Attention.apply(query[0], key[0], value[0], trees, scale)
+        return got[None], None
     times = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, times), repeat_kv(value, times)
     if trees.whole is not None:
@@ -92,6 +105,67 @@ def attend(
         dim=2,
     )
     return got.transpose(1, 2), None
+
+
+class _Attention(torch.autograd.Function):
+    """Attention of each group by itself: H heads, K of keys and values, D numbers a head.
+
+    The heads that share a key are one product, and the scores are made again in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: Trees, scale: float
+    ) -> torch.Tensor:
+        """q (H, T, D), k and v (K, T, D); returns (T, H, D)."""
+        heads, length, width = q.shape
+        out = q.new_empty(length, heads, width)
+        for part, some, own, hidden in _pieces(trees, heads, len(k)):
+            shares = _shares(q[some, part], k[own, part], scale, hidden)
+            got = product(shares.flatten(0, 1), v[own, part].T)
+            out[part, some] = got.view(*shares.shape[:2], -1).transpose(0, 1)
+        ctx.trees, ctx.scale = trees, scale
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        q, k, v, out = ctx.saved_tensors
+        g_q, g_k, g_v = (torch.empty_like(x) for x in (q, k, v))
+        along = (grad * out).sum(-1, keepdim=True).transpose(0, 1)
+        for part, some, own, hidden in _pieces(ctx.trees, len(q), len(k)):
+            queries = q[some, part].flatten(0, 1)
+            shares = _shares(q[some, part], k[own, part], ctx.scale, hidden)
+            g_out = grad[part, some].transpose(0, 1).flatten(0, 1)
+            g_v[own, part] = summed(shares.flatten(0, 1), g_out)
+            g_shares = product(g_out, v[own, part]).view_as(shares)
+            slope = g_shares.sub_(along[some, part]).mul_(shares).mul_(ctx.scale).flatten(0, 1)
+            g_q[some, part] = product(slope, k[own, part].T).view(*shares.shape[:2], -1)
+            g_k[own, part] = summed(slope, queries)
+        return g_q, g_k, g_v, None, None
+
+
+def _pieces(
+    trees: Trees, heads: int, keys: int
+) -> Iterator[tuple[slice, slice, int, torch.Tensor]]:
+    """Each group's place in the row, the query heads of a key, the key, and what is hidden."""
+    start, per = 0, heads // keys
+    for size, mask in zip(trees.sizes, trees.masks):
+        hidden = _future(size) if mask is None else ~mask
+        for own in range(keys):
+            yield slice(start, start + size), slice(own * per, own * per + per), own, hidden
+        start += size
+
+
+@functools.lru_cache(maxsize=64)
+def _future(size: int) -> torch.Tensor:
+    return torch.ones(size, size, dtype=torch.bool).triu_(1)
+
+
+def _shares(q: torch.Tensor, k: torch.Tensor, scale: float, hidden: torch.Tensor) -> torch.Tensor:
+    """(heads, size, size): what each query (heads, size, D) gives to each key (size, D)."""
+    scores = product(q.flatten(0, 1) * scale, k).view(*q.shape[:2], -1)
+    return scores.masked_fill_(hidden, -torch.inf).softmax(-1)
 
 
 def _flex_mask(end: torch.Tensor) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from rft.training.products import product, summed
+
 CHUNK = 1 << 24
 """Logits of a chunk: 64 MB."""
 
@@ -40,7 +42,7 @@ class _Loss(torch.autograd.Function):
             for first in range(0, len(hidden), rows):
                 part = slice(first, first + rows)
                 inputs, label = hidden[part].to(computed), labels[part, None]
-                logits = (inputs @ matrix.T).float()
+                logits = product(inputs, matrix).float()
                 if bias is not None:
                     logits += bias.float()
                 # log softmax in place, then the gradient in place of it.
@@ -55,9 +57,9 @@ class _Loss(torch.autograd.Function):
                     grad_bias += slope.sum(0)
                 slope = slope.to(computed)
                 if grad_hidden is not None:
-                    grad_hidden[part] = slope @ matrix
+                    grad_hidden[part] = product(slope, matrix.T)
                 if grad_head is not None:
-                    grad_head += slope.T @ inputs
+                    grad_head += summed(slope, inputs)
         ctx.dtypes = hidden.dtype, head.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(grad_hidden, grad_head, grad_bias)
         return total

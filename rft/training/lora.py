@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 
+from rft.training.products import product, summed
+
 
 class _Lora(torch.autograd.Function):
     @staticmethod
@@ -28,10 +30,8 @@ class _Lora(torch.autograd.Function):
         used = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         flat = x.reshape(-1, x.shape[-1]).to(used)
         with torch.autocast(device, enabled=False):
-            inner = flat @ down.T.to(used)
-            out = torch.nn.functional.linear(
-                flat, weight.to(used), None if bias is None else bias.to(used)
-            )
+            inner = product(flat, down.to(used))
+            out = product(flat, weight.to(used), None if bias is None else bias.to(used))
             out.addmm_(inner, up.T.to(used), alpha=scale)
         ctx.scale, ctx.dtypes = scale, (x.dtype, down.dtype, up.dtype)
         ctx.save_for_backward(flat, inner, weight, down, up)
@@ -43,14 +43,14 @@ class _Lora(torch.autograd.Function):
         x_dtype, down_dtype, up_dtype = ctx.dtypes
         g = grad.reshape(-1, grad.shape[-1]).to(flat.dtype)
         with torch.autocast(g.device.type, enabled=False):
-            g_inner = (g @ up.to(g.dtype)).mul_(ctx.scale)
+            g_inner = product(g, up.to(g.dtype).T).mul_(ctx.scale)
             g_x = None
             if ctx.needs_input_grad[0]:
-                g_x = g @ weight.to(g.dtype)
+                g_x = product(g, weight.to(g.dtype).T)
                 g_x.addmm_(g_inner, down.to(g.dtype))
                 g_x = g_x.view(*grad.shape[:-1], -1).to(x_dtype)
-            g_down = (g_inner.T @ flat).to(down_dtype)
-            g_up = (g.T @ inner).mul_(ctx.scale).to(up_dtype)
+            g_down = summed(g_inner, flat).to(down_dtype)
+            g_up = summed(g, inner).mul_(ctx.scale).to(up_dtype)
         return g_x, None, None, g_down, g_up, None
 
 

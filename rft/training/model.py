@@ -1,29 +1,26 @@
-"""The base model, its LoRA adapter, and the check that it computes the grouped layout rightly.
+"""The model to train: the base as it is stored, with an adapter or without, and how it is saved.
 
-Only the adapter is trained. Its weights are float32 in every mode; they depend on the seed alone,
-since they are made on the CPU, before the model moves anywhere.
+Trainable weights are float32 in every mode. An adapter's depend on the seed alone, since they are made
+on the CPU, before the model moves anywhere.
 """
 
 import contextlib
-import inspect
+import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from rft import rows
 from rft.config import Model
-from rft.config_train import Train
-from rft.precision import DTYPES
+from rft.config_train import Lora, Train
+from rft.precision import DTYPES, QUANTISED
 from rft.rows import disk_errors
-from rft.training import attention
-from rft.training.data import Batch, Group, Layout, collate
-from rft.training.head import head_loss
+from rft.training.data import Group
 from rft.types import RftError
 
 
@@ -31,14 +28,18 @@ def load_base(model: Model, train: Train) -> Any:
     """The base model on the CPU, stored in train.precision.base. Raises RftError."""
     from transformers import AutoModelForCausalLM
 
+    stored = train.precision.base
+    computed = DTYPES.get(train.precision.compute, torch.float32)
     try:
         base = AutoModelForCausalLM.from_pretrained(
             model.base,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
-            dtype=DTYPES[train.precision.base],
-            # Flash attention takes no mask of one's own; SDPA does, and needs no extra package.
+            dtype=computed if stored in QUANTISED else DTYPES[stored],
             attn_implementation="sdpa",
+            **(
+                {"quantization_config": _quantised(stored, computed)} if stored in QUANTISED else {}
+            ),
         )
     except (OSError, ValueError) as fault:
         raise RftError(
@@ -50,37 +51,78 @@ def load_base(model: Model, train: Train) -> Any:
     return base
 
 
-def add_lora(base: Any, train: Train, seed: int, start: str | None = None) -> Any:
-    """The base with a fresh adapter (PEFT), or with the weights of the adapter in the folder `start`.
+def _quantised(stored: str, computed: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if stored == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    # QLoRA (arXiv 2305.14314): the scales of the blocks are stored in 8 bits as well.
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computed,
+    )
+
+
+def adapt(base: Any, train: Train, seed: int, start: str | None = None) -> Any:
+    """The base with a fresh adapter (PEFT), or with the weights of the adapter in the folder `start`;
+    without train.lora the base itself, all of it trainable.
 
     Raises RftError for targets that are not in it, or an adapter of another shape.
     """
-    from peft import LoraConfig, get_peft_model
-
-    lora = train.lora
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        task_type="CAUSAL_LM",
-    )
     if train.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    torch.manual_seed(seed)
-    try:
-        model = get_peft_model(base, config)
-    except ValueError as fault:
-        raise RftError(
-            f"train.lora.targets: {lora.targets}: {str(fault).splitlines()[0]}"
-        ) from fault
+    if train.lora is None:
+        base.requires_grad_(True)
+        base.train()
+        return base
+    model = _with_lora(base, train.lora, seed)
     if start is not None:
-        _load_weights(model, train, Path(start))
+        _load_weights(model, train.lora, Path(start))
     model.train()
     return model
 
 
-def _load_weights(model: Any, train: Train, folder: Path) -> None:
+def _with_lora(base: Any, lora: Lora, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    linear = sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in base.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+    )
+    named = [lora.targets] if isinstance(lora.targets, str) else lora.targets
+    modules = [name for name, _ in base.named_modules()]
+    for target in named:
+        known = any(name == target or name.endswith(f".{target}") for name in modules)
+        if target != "all-linear" and not known:
+            raise RftError(
+                f"train.lora.targets: no module of this model is called {target}; its linear layers are "
+                f"{', '.join(linear)}. Name some of these, or write all-linear"
+            )
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if lora.targets == "all-linear" else named,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        init_lora_weights="pissa" if lora.init == "pissa" else True,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(base, config)
+    except ValueError as fault:
+        raise RftError(
+            f"train.lora.targets: {lora.targets}: {str(fault).splitlines()[0]}"
+        ) from fault
+
+
+def _load_weights(model: Any, lora: Lora, folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -94,63 +136,41 @@ def _load_weights(model: Any, train: Train, folder: Path) -> None:
     if why:
         raise RftError(
             f"rounds.init: last: {folder}: {why}. The adapter to go on from must have been trained with "
-            f"the same train.lora (here rank {train.lora.rank}, targets {train.lora.targets})"
+            f"the same train.lora (here rank {lora.rank}, targets {lora.targets})"
         )
 
 
-class Objective(torch.nn.Module):
-    """The model with its loss, so that DDP and FSDP see one forward pass. B, T, C: see `Batch`."""
+@dataclass(frozen=True)
+class Cost:
+    """Operations of training (Kaplan et al. 2020, arXiv 2001.08361, section 2.1, without attention): two a
+    weight and token forward, two back to the activations, and two more for the gradient of a
+    trainable weight."""
 
-    def __init__(self, model: Any, fit: "Fit", compute: torch.dtype | None):
-        """fit: what `check_layout` has found out. compute: of an autocast region; None for none."""
-        super().__init__()
-        self.model, self.fit, self.compute = model, fit, compute
+    body: int
+    """For each token."""
+    head: int
+    """For each completion token; what others' logits would cost is never computed."""
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Weighted sum (not mean) of the completion tokens' cross-entropies, nats, float32."""
-        device = batch.input_ids.device.type
-        with torch.autocast(device, self.compute, enabled=self.compute is not None):
-            if self.fit.fused_head:
-                head = unwrapped(self.model).get_output_embeddings()
-                hidden = hidden_states(self.model, batch)
-                return head_loss(hidden, head.weight, head.bias, batch.labels, batch.weights)
-            losses = cross_entropy(logits(self.model, batch), batch.labels, reduction="none")
-        return (losses * batch.weights).sum()
+    @classmethod
+    def measure(cls, base: Any) -> "Cost":
+        """base: transformers' model, with or without adapters in it."""
+        head = base.get_output_embeddings()
+        outside = {id(p) for p in (*head.parameters(), *base.get_input_embeddings().parameters())}
+        body = 0
+        for param in base.parameters():
+            if id(param) not in outside:
+                # nf4 holds two numbers in an element, and knows their shape.
+                state = getattr(param, "quant_state", None)
+                size = state.shape.numel() if state is not None else param.numel()
+                body += size * (6 if param.requires_grad else 4)
+        words, width = head.weight.shape
+        return cls(body, words * width * (6 if head.weight.requires_grad else 4))
 
+    def __call__(self, tokens: int, completion_tokens: int) -> int:
+        return tokens * self.body + completion_tokens * self.head
 
-def unwrapped(model: Any) -> Any:
-    """transformers' model, out of PEFT's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _inputs(batch: Batch) -> dict[str, Any]:
-    own = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.end is None:
-        return own | {"attention_mask": batch.mask}
-    return own | {"position_ids": batch.position_ids, "trees": attention.trees(batch)}
-
-
-def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
-    """(C, H): what the head makes the predictors' logits of."""
-    # The part that transformers calls base_model: all but the head.
-    got = unwrapped(model).base_model(**_inputs(batch)).last_hidden_state
-    picked: torch.Tensor = got.flatten(0, 1)[batch.predictors]
-    return picked
-
-
-def logits(model: Any, batch: Batch) -> torch.Tensor:
-    """(C, vocabulary), float32, as the model itself makes them."""
-    inputs, own = _inputs(batch), unwrapped(model)
-    if len(batch.input_ids) == 1 and takes_logits_to_keep(own):
-        got = own(**inputs, logits_to_keep=batch.predictors).logits[0]
-    else:
-        got = own(**inputs).logits.flatten(0, 1)[batch.predictors]
-    picked: torch.Tensor = got.float()
-    return picked
-
-
-def takes_logits_to_keep(base: Any) -> bool:
-    return "logits_to_keep" in inspect.signature(type(base).forward).parameters
+    def of(self, group: Group) -> int:
+        return self(group.tokens, group.completion_tokens)
 
 
 def check_rows(base: Any, model: Model, groups: list[Group]) -> None:
@@ -177,140 +197,67 @@ def check_rows(base: Any, model: Model, groups: list[Group]) -> None:
             )
 
 
-def _window(config: Any) -> int | None:
-    """The sliding window, where any layer uses one."""
-    kinds = getattr(config, "layer_types", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        return None
-    if kinds is not None and not any("sliding" in kind for kind in kinds):
-        return None
-    window: int | None = getattr(config, "sliding_window", None)
-    return window
+def is_served_whole(train: Train) -> bool:
+    """Whether what is trained is saved as a model of its own, since no engine serves it as an adapter."""
+    return train.lora is None or train.lora.dora
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How a model is trained, as `check_layout` has found it out."""
+def save(
+    model: Any, stage: Path, train: Train, source: Model, initial: dict[str, torch.Tensor]
+) -> None:
+    """Writes the adapter (adapter_model.safetensors, adapter_config.json), or a whole model with its
+    tokenizer, into the stage's folder. initial: the trainable weights before the first step, for an
+    adapter that did not begin at 0.
 
-    layout: Layout
-    why: str = ""
-    """Why it is rows and not trees."""
-    fused_head: bool = True
-    """Whether logits are the head's product with the last hidden states and nothing else."""
-    gap: float = 0.0
-    """Largest difference in a token's cross-entropy between trees and rows alone, nats."""
-
-
-@torch.no_grad()
-def check_layout(base: Any, model: Model, groups: list[Group], dropout: bool = False) -> Fit:
-    """Asks the model at hand which layout it computes rightly, on two short groups, and sets its
-    attention to it. dropout: training draws some.
-
-    Architectures differ in what they do with branches: state-space layers, or positions taken from
-    the place in memory, would mix completions in silence. Raises RftError for a model that does not
-    even compute padded rows as it computes each alone.
+    Each file is written in full beside it, then renamed into place; the manifest comes after all.
     """
-    device = next(base.parameters()).device
-    probe = [_forked(groups[0]), _forked(groups[-1])]
-    # Formats of 8 bits of mantissa differ by a few hundredths between two orders of summation;
-    # completions that see each other differ by whole nats.
-    bound = 1e-3 if next(base.parameters()).dtype is torch.float32 else 0.5
-    was_training = base.training
-    base.eval()
-    try:
-        alone = torch.cat(
-            [
-                _losses(base, collate([one], Layout.ROWS).to(device))
-                for group in probe
-                for one in group.singles()
-            ]
-        )
-        padded = collate(probe, Layout.ROWS).to(device)
-        gap = float((_losses(base, padded) - alone).abs().max())
-        if not gap < bound:
-            raise RftError(
-                f"model.base: {model.base}: a token's loss differs by {gap:.3g} nats between a row and "
-                "the same row beside longer ones: it can't be trained on rows of several lengths"
-            )
-        fused = _head_is_all(base, padded, bound)
-        why = _unfit_for_trees(base, groups, dropout)
-        if not why:
-            # Tokens that a tree has once.
-            first = [
-                np.arange(len(ids)) >= shared
-                for group in probe
-                for ids, shared in zip(group.completions, group.shared)
-            ]
-            wanted = alone[torch.from_numpy(np.concatenate(first)).to(device)]
-            why, gap = _try_trees(base, collate(probe).to(device), wanted, bound)
-        return Fit(Layout.ROWS if why else Layout.TREE, why, fused, gap)
-    finally:
-        base.train(was_training)
-
-
-def _forked(group: Group) -> Group:
-    """At most 64 tokens of prompt and three completions of at most 32, two of which begin alike."""
-    first = group.completions[0][:32]
-    half = len(first) // 2
-    fork = np.concatenate([first[:half], np.flip(first[half:])])
-    completions = (first, fork, np.flip(first).copy())
-    return Group(group.prompt_id, group.prompt[-64:], completions, (1.0,) * 3)
-
-
-def _losses(base: Any, batch: Batch) -> torch.Tensor:
-    return cross_entropy(logits(base, batch), batch.labels, reduction="none")
-
-
-def _head_is_all(base: Any, batch: Batch, bound: float) -> bool:
-    """Whether `head_loss` computes this model's logits: some scale them, or cap them."""
-    head = base.get_output_embeddings()
-    if type(head) is not torch.nn.Linear:
-        return False
-    made = head(hidden_states(base, batch)).float()
-    return bool((made - logits(base, batch)).abs().max() < bound)
-
-
-def _unfit_for_trees(base: Any, groups: list[Group], dropout: bool) -> str:
-    if dropout:
-        return "dropout would be drawn once for all that completions share"
-    window = _window(base.config.get_text_config())
-    longest = max(group.longest for group in groups)
-    if window is not None and longest > window:
-        return f"rows have up to {longest} tokens, and its attention a window of {window}"
-    return ""
-
-
-def _try_trees(base: Any, tree: Batch, wanted: torch.Tensor, bound: float) -> tuple[str, float]:
-    """Why trees are not for this model ("" if they are, and it is set to them), and the gap."""
-    before = base.config._attn_implementation
-    try:
-        base.set_attn_implementation(attention.NAME)
-        if base.config._attn_implementation != attention.NAME:
-            return f"{type(base).__name__} has an attention of its own", 0.0
-        gap = float((_losses(base, tree) - wanted).abs().max())
-        why = f"a token's loss differs by {gap:.3g} nats" if not gap < bound else ""
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as fault:
-        gap, why = 0.0, f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
-    if not why:
-        return "", gap
-    base.set_attn_implementation(before)
-    return f"its attention does not compute branches as it computes rows ({why})", gap
-
-
-def save_adapter(model: Any, stage: Path) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json into the stage's folder.
-
-    Each is written in full beside it, then renamed into place; the manifest comes after both.
-    """
-    tmp = stage / ".adapter.tmp"
+    tmp = stage / ".model.tmp"
     with disk_errors(stage):
         shutil.rmtree(tmp, ignore_errors=True)
-        # Embeddings are never trained; without this PEFT asks the hub whether they grew.
-        model.save_pretrained(tmp, save_embedding_layers=False)
-        for name in ("adapter_model.safetensors", "adapter_config.json"):
-            with open(tmp / name, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(tmp / name, stage / name)
+        if is_served_whole(train):
+            # Without the adapter: transformers would load it on top of what it is merged into.
+            _save_whole(model, tmp, source)
+        else:
+            # Embeddings are never trained; without this PEFT asks the hub whether they grew.
+            model.save_pretrained(tmp, save_embedding_layers=False)
+            if train.lora and train.lora.init == "pissa":
+                _since(initial, tmp, train.lora)
+        for path in sorted(tmp.iterdir()):
+            # PEFT writes a model card that says nothing.
+            if path.name != "README.md":
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(path, stage / path.name)
         rows.sync_folder(stage)
     with contextlib.suppress(OSError):
         shutil.rmtree(tmp)
+
+
+def _since(initial: dict[str, torch.Tensor], folder: Path, lora: Lora) -> None:
+    """Makes the saved adapter one for the base as it was: B A - B0 A0 is [B, -B0] [A; A0], of twice the
+    rank (PiSSA, arXiv 2404.02948, appendix C)."""
+    from safetensors.torch import load_file, save_file
+
+    path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    weights = load_file(path)
+    for name, value in weights.items():
+        before = initial[name.replace(".weight", ".default.weight")]
+        is_down = "lora_A" in name
+        weights[name] = torch.cat([value, before if is_down else -before], dim=0 if is_down else 1)
+    save_file(weights, path)
+    told = json.loads(config.read_text())
+    # The scale is as before.
+    more = math.sqrt(2) if lora.rslora else 2
+    told |= {"r": 2 * lora.rank, "lora_alpha": more * lora.alpha, "init_lora_weights": True}
+    config.write_text(json.dumps(told, indent=2, sort_keys=True))
+
+
+def _save_whole(model: Any, folder: Path, source: Model) -> None:
+    from transformers import AutoTokenizer
+
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    merged.config.use_cache = True
+    merged.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(
+        source.base, revision=source.revision, trust_remote_code=source.trust_remote_code
+    ).save_pretrained(folder)

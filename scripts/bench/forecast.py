@@ -17,7 +17,7 @@ from pathlib import Path
 
 from adaptive_engine import rft
 
-from rft import forecast, loader
+from rft import forecast, loader, pilots
 from rft.forecast import FIGURES, Range
 from rft.plan import Plan
 
@@ -77,7 +77,7 @@ def main() -> None:
         rft("score", *own)
         plan = Plan(loader.load(own[0], own[1:]))
         (kept,) = json.loads((plan.folder / "forecast.json").read_text()).values()
-        ((sample, score),) = plan.to_pilot()
+        ((sample, score),) = pilots.to_pilot(plan)
         got = forecast.actual(sample, score)
         cells, holds = [], {}
         for name in FIGURES:

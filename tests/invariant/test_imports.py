@@ -10,8 +10,9 @@ PACKAGE = ROOT / "rft"
 
 LEVELS = [
     {"cli"},
-    {"check", "runner", "show", "doctor", "reference"},
+    {"check", "export", "runner", "show", "doctor", "reference"},
     {"forecast"},
+    {"pilots"},
     {"plan"},
     {"identity", "nodes"},
     {"stages"},
@@ -33,6 +34,7 @@ LEVELS = [
         "groups",
         "combine",
         "equations",
+        "formats",
         "tallies",
         "loops",
         "server",
@@ -168,7 +170,14 @@ MODELS = ("scorers/reward_model.py", "selectors/_embedding.py")
 def test_torch_stays_with_what_computes() -> None:
     for library in ("torch", "accelerate", "peft", "safetensors"):
         for name in importers(library) - {"doctor.py"}:
-            places = ("precision.py", "training/", "samplers/", "stages/train.py", *MODELS)
+            places = (
+                "precision.py",
+                "export.py",
+                "training/",
+                "samplers/",
+                "stages/train.py",
+                *MODELS,
+            )
             assert name.startswith(places), f"{name} imports {library}"
     assert importers("torch")
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -51,6 +52,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    for path in (ROOT / "rft" / "embedded" / "model").glob("token*"):
+        shutil.copy(path, folder)
     return folder
 
 
@@ -222,9 +225,10 @@ def test_packing_accumulation_and_other_jobs_change_nothing(tmp_path: Path, base
         "master": "float32",
         "compute": "bf16",
         "base": "bf16",
+        "reduce": "fp32",
         "trainable_parameters": manifest(tmp_path / "one")["precision"]["trainable_parameters"],
     }
-    # match_steps: exactly as many steps, though its own epochs have half as many.
+    # match: exactly as many steps, though its own epochs have half as many.
     matched = manifest(tmp_path / "matched")
     assert matched["steps"] == manifest(tmp_path / "one")["steps"] == len(one)
     assert matched["epochs"] > manifest(tmp_path / "one")["epochs"]
@@ -284,3 +288,151 @@ def test_faults_stop_with_their_fix(tmp_path: Path, base: Path, launch, settings
     assert not (tmp_path / "bad" / "manifest.json").exists()
     if launch is None:
         assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path / "bad"))
+
+
+def loss_of(folder: Path, base: Path, data: Path, adapter: bool) -> float:
+    """Of a completion token over all rows, by transformers and PEFT alone."""
+    from peft import PeftModel
+
+    model: Any = LlamaForCausalLM.from_pretrained(base if adapter else folder)
+    if adapter:
+        model = PeftModel.from_pretrained(model, folder)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows.read(data, TrainRow):
+            ids = torch.tensor([[*row.prompt_token_ids, *row.token_ids]])
+            logits = model.eval()(input_ids=ids).logits[0, len(row.prompt_token_ids) - 1 : -1]
+            labels = torch.tensor(row.token_ids)
+            total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+            count += len(labels)
+    return total / count
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": {}},
+    "rslora": {"lora": {"rslora": True}},
+    "dora": {"lora": {"dora": True}},
+    "pissa": {"lora": {"init": "pissa"}},
+    "pissa_rs": {"lora": {"init": "pissa", "rslora": True}},
+    "full": {"lora": None},
+    "fp16": {"lora": {}, "precision": {"compute": "fp16", "base": "fp16"}},
+    "full_bf16": {"lora": None, "precision": {"compute": "bf16"}},
+}
+
+
+def test_every_method_trains_fp32_masters_and_saves_what_can_be_served(tmp_path: Path, base: Path):
+    data = write_rows(tmp_path / "rows")
+    jobs = {
+        name: job(tmp_path / name, base, data, **settings, epochs=6, tokens_per_batch=4096)
+        for name, settings in METHODS.items()
+    }
+    train(tmp_path, list(jobs.values()))
+    start = loss_of(base, base, data, adapter=False)
+    for name in METHODS:
+        folder, told = tmp_path / name, manifest(tmp_path / name)
+        assert told["precision"]["master"] == "float32"
+        adapter = (folder / "adapter_config.json").exists()
+        assert adapter is not (folder / "config.json").exists(), name
+        assert adapter is (name not in ("dora", "full", "full_bf16")), name
+        # Trained on these rows, and loaded on the base as it was.
+        loss = loss_of(folder, base, data, adapter)
+        assert loss < 0.97 * start, name
+        # What the last step saw was a step before the end.
+        assert loss == pytest.approx(metrics(folder)[-1]["loss"], rel=0.15), name
+    assert metrics(tmp_path / "fp16")[-1]["loss_scale"] >= 65536
+    assert manifest(tmp_path / "fp16")["proofs"]["formats"]["gradient_cosine"] > 0.99
+    lora = manifest(tmp_path / "lora")
+    assert lora["layout"]["fused_layers"] == 14 + 5 + 2 and lora["flops"] > 0
+    assert manifest(tmp_path / "full")["flops"] > 1.4 * lora["flops"]
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path, base: Path):
+    data = write_rows(tmp_path / "rows", prompts=40)
+    # Random completions can be learnt by heart only: the held-out loss soon rises.
+    early: dict[str, Any] = {"hold_out": 0.3, "every": 2, "patience": 2}
+    common: dict[str, Any] = {"lora": {}, "epochs": 30, "lr": 1e-2}
+    jobs = [
+        job(tmp_path / "early", base, data, **common, early_stop=early),
+        job(tmp_path / "by_accuracy", base, data, **common, early_stop={**early, "by": "accuracy"}),
+    ]
+    train(tmp_path, jobs)
+    told, lines = manifest(tmp_path / "early"), metrics(tmp_path / "early")
+    seen = {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
+    assert told["early_stop"]["stopped"] and told["steps"] == len(lines) == max(seen)
+    best = min(seen, key=lambda step: seen[step])
+    assert told["early_stop"]["best_step"] == best <= told["steps"] - 4
+    assert told["early_stop"]["loss"] == seen[best]
+    assert "accuracy" in manifest(tmp_path / "by_accuracy")["early_stop"]
+    # The saved weights are the best ones', not the last ones'.
+    from rft.training.data import read_groups
+    from rft.training.job import _divided
+
+    settings = Train(**{**TRAIN, **common, "early_stop": early})
+    out = {g.prompt_id for g in _divided(read_groups(rows.read(data, TrainRow)), settings, "")[1]}
+    held = tmp_path / "held"
+    some = [row for row in rows.read(data, TrainRow) if row.prompt_id in out]
+    rows.write_part(held, some, TrainRow)
+    assert len(out) == told["early_stop"]["held_out_prompts"]
+    assert loss_of(tmp_path / "early", base, held, adapter=True) == pytest.approx(
+        seen[best], rel=1e-4
+    )
+
+
+def test_a_leap_is_rolled_back_and_its_steps_left_out(tmp_path: Path, base: Path):
+    """One prompt's answer is noise among answers that are all alike, and soon known by heart."""
+    draw = random.Random(0)
+
+    def row(p: int, ids: tuple[int, ...]) -> TrainRow:
+        return TrainRow(
+            f"{p}", f"p{p:03d}", tuple(draw.randrange(256) for _ in range(9)), ids, False
+        )
+
+    made = [row(p, (7,) * 8) for p in range(60)]
+    made.append(row(60, tuple(draw.randrange(256) for _ in range(40))))
+    rows.write_part(tmp_path / "rows", made, TrainRow)
+    settings: dict[str, Any] = {
+        "lora": {},
+        "epochs": 4,
+        "checkpoint_every": 2,
+        "lr": 1e-2,
+        "tokens_per_step": 128,
+        "spikes": {"action": "rollback", "nats": 1.0},
+    }
+    jobs = [
+        job(tmp_path / "back", base, tmp_path / "rows", **settings),
+        job(tmp_path / "on", base, tmp_path / "rows", **{**settings, "spikes": {}}),
+    ]
+    said = train(tmp_path, jobs)
+    told, lines = manifest(tmp_path / "back"), metrics(tmp_path / "back")
+    assert "leaving out the" in said
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(set(steps))
+    planned = manifest(tmp_path / "on")["steps"]
+    missing = set(range(1, planned + 1)) - set(steps)
+    assert told["left_out_steps"] == len(missing) == planned - told["steps"] > 0
+    # Nothing leaps in what is left.
+    late = [line["loss"] for line in lines if line["step"] > planned // 2]
+    assert max(late) < 1.0 < max(m["loss"] for m in metrics(tmp_path / "on")[planned // 2 :])
+    stop = {**settings, "spikes": {"action": "stop"}}
+    child = start(tmp_path, [job(tmp_path / "stop", base, tmp_path / "rows", **stop)])
+    said = child.communicate(timeout=120)[1]
+    assert child.returncode == 2
+    assert "train.spikes.action to rollback" in said
+
+
+@pytest.mark.parametrize("by", ["tokens", "flops"])
+def test_match_by_tokens_and_flops(tmp_path: Path, base: Path, by: str):
+    data, few = write_rows(tmp_path / "rows", prompts=30), write_rows(tmp_path / "few", prompts=8)
+    plain: dict[str, Any] = {"lora": {}, "tokens_per_step": 128}
+    train(
+        tmp_path,
+        [
+            job(tmp_path / "one", base, data, **plain),
+            job(tmp_path / "two", base, few, match=tmp_path / "one", match_by=by, **plain),
+        ],
+    )
+    one, two = manifest(tmp_path / "one"), manifest(tmp_path / "two")
+    spent = [
+        m["flops"] if by == "flops" else m["layout"]["separate_rows_tokens"] for m in (one, two)
+    ]
+    assert spent[1] == pytest.approx(spent[0], rel=0.1)

@@ -129,7 +129,7 @@ def test_arm_cannot_set_what_belongs_to_the_experiment(tmp_path: Path) -> None:
         ({"chat": {"solution": "none"}}, ["chat", "{solution}"]),
         ({"chat": {"template": "none", "system": "x"}}, ["chat", "system", "template"]),
         ({"sample": {"policy": "sft"}}, ["sample.policy", "arm:sft"]),
-        ({"train": {"match_steps": "rft"}}, ["train.match_steps", "arm:rft"]),
+        ({"train": {"match": "rft"}}, ["train.match", "arm:rft"]),
         ({"train": {"precision": {"base": "bf16"}}}, ["train.precision", "compute to bf16"]),
         (
             {
@@ -147,7 +147,7 @@ def test_arm_cannot_set_what_belongs_to_the_experiment(tmp_path: Path) -> None:
         ({"sample": {"policy": "arm:stf"}}, ["arms.rft.sample.policy", "did you mean sft?"]),
         ({"sample": {"pools": {"a": {"policy": "arm:stf"}}}}, ["sample.pools.a.policy", "'stf'"]),
         ({"sample": {"policy": "arm:base"}}, ["sample.policy", "'base' trains nothing"]),
-        ({"train": {"match_steps": "arm:none"}}, ["train.match_steps", "'none'"]),
+        ({"train": {"match": "arm:none"}}, ["train.match", "'none'"]),
         (
             {"select": [{"use": "random", "args": {"rows": "arm:fft"}}]},
             ["select.0.args.rows", "did you mean"],

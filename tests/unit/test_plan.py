@@ -19,7 +19,7 @@ from rft.types import RftError
 ARMS: dict[str, Any] = {
     "base": {"train": None},
     "sft": {"sample": {"use": "reference"}},
-    "sft_matched": {"sample": {"use": "reference"}, "train": {"match_steps": "arm:rft"}},
+    "sft_matched": {"sample": {"use": "reference"}, "train": {"match": "arm:rft"}},
     "random": {"select": [{"use": "random", "args": {"rows": "arm:rft"}}]},
     "rft": {},
 }
@@ -380,7 +380,7 @@ def test_many_rounds_are_planned_at_once(bench: Bench) -> None:
         last = f"arm:{list(arms)[-1]}"
         arms[f"round{i}"] = {
             "sample": {"policy": last},
-            "train": {"match_steps": last},
+            "train": {"match": last},
             "select": [{"use": "random", "args": {"rows": last}}],
         }
     begun = time.monotonic()
@@ -501,8 +501,8 @@ def test_control_follows_the_arm_that_it_is_matched_with(bench: Bench) -> None:
         ),
         (
             {
-                "sft": {"train": {"match_steps": "arm:b"}, "sample": BASE_ONLY},
-                "b": {"train": {"match_steps": "arm:sft"}, "sample": BASE_ONLY},
+                "sft": {"train": {"match": "arm:b"}, "sample": BASE_ONLY},
+                "b": {"train": {"match": "arm:sft"}, "sample": BASE_ONLY},
             },
             "sft -> b -> sft",
         ),
@@ -649,7 +649,7 @@ def test_folders_in_arguments_count_by_all_their_files(bench: Bench) -> None:
     "text, words",
     [
         ("sample.policy=base", 'policy: .* -> "base"'),
-        ("arms.sft_matched.train.match_steps=arm:sft", "train.match_steps"),
+        ("arms.sft_matched.train.match=arm:sft", "train.match"),
         ("select=[{use: cap, args: {k: 8}}]", "args.k: 4 -> 8"),
     ],
 )

@@ -32,15 +32,8 @@ from rft.precision import DTYPES, assert_fp32_masters, check_launched
 from rft.training import attention
 from rft.training.data import Group, Layout, collate, pack
 from rft.training.lora import fuse
-from rft.training.model import (
-    Fit,
-    Objective,
-    add_lora,
-    check_layout,
-    check_rows,
-    load_base,
-    save_adapter,
-)
+from rft.training.model import adapt, check_rows, load_base, save
+from rft.training.objective import Fit, Objective, check_layout
 from rft.types import RftError
 
 MODEL = Model(base="tiny")
@@ -100,7 +93,7 @@ TREES, ROWS = Fit(Layout.TREE), Fit(Layout.ROWS)
 
 def adapted(base: Any, **train: Any) -> Any:
     """With LoRA whose B is not 0, where half of the gradients would vanish."""
-    model = add_lora(base, Train(**train), seed=0)
+    model = adapt(base, Train(**train), seed=0)
     with torch.no_grad():
         for name, param in model.named_parameters():
             if "lora_B" in name:
@@ -167,7 +160,7 @@ def mistral(**changes) -> MistralForCausalLM:
 )
 def test_models_that_compute_trees_are_given_trees(make):
     model = make()
-    fit = check_layout(model, MODEL, some_groups())
+    fit = check_layout(model, MODEL, some_groups(), Train())
     assert fit.layout is Layout.TREE and fit.fused_head and fit.gap < 1e-4
     assert model.config._attn_implementation == attention.NAME
 
@@ -184,30 +177,31 @@ def bloom() -> BloomForCausalLM:
 
 
 @pytest.mark.parametrize(
-    "make, dropout, why",
+    "make, train, why",
     [
-        (bloom, False, "BloomForCausalLM has an attention of its own"),
-        (mamba, False, "MambaForCausalLM has an attention of its own"),
-        (lambda: mistral(sliding_window=8), False, "and its attention a window of 8"),
-        (llama, True, "dropout would be drawn once"),
+        (bloom, {}, "BloomForCausalLM has an attention of its own"),
+        (mamba, {}, "its attention does not compute branches as it computes rows"),
+        (lambda: mistral(sliding_window=8), {}, "and its attention a window of 8"),
+        (llama, {"lora": {"dropout": 0.1}}, "dropout would be drawn once"),
+        (llama, {"layout": "rows"}, "as train.layout says"),
     ],
 )
-def test_other_models_are_trained_on_plain_rows_and_say_why(make, dropout, why):
+def test_other_models_are_trained_on_plain_rows_and_say_why(make, train, why):
     groups, model = some_groups(), make()
     before = model.config._attn_implementation
-    fit = check_layout(model, MODEL, groups, dropout)
+    fit = check_layout(model, MODEL, groups, Train(**train))
     assert fit.layout is Layout.ROWS and why in fit.why
     assert model.config._attn_implementation == before
     total = sum(
         Objective(model, fit, None)(collate(some, fit.layout)).item()
         for some in pack(groups, 40, fit.layout)
     )
-    assert total == pytest.approx(float(padded_loss(model, groups)), rel=1e-5)
+    assert total == pytest.approx(padded_loss(model, groups).item(), rel=1e-5)
 
 
 def test_a_model_that_scales_its_logits_keeps_its_own_head():
     model = CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.5))
-    fit = check_layout(model, MODEL, some_groups())
+    fit = check_layout(model, MODEL, some_groups(), Train())
     assert fit.layout is Layout.TREE and not fit.fused_head
     assert Objective(model, fit, None)(collate(some_groups())).item() == pytest.approx(
         padded_loss(model, some_groups()).item(), rel=1e-5
@@ -228,24 +222,27 @@ def test_rows_that_do_not_fit_the_model_are_named(make, told):
 
 def test_the_adapter_depends_on_the_seed_alone():
     base = llama()
-    first = add_lora(copy.deepcopy(base), Train(), seed=1).state_dict()
+    first = adapt(copy.deepcopy(base), Train(), seed=1).state_dict()
     torch.randn(100)
-    again = add_lora(copy.deepcopy(base), Train(), seed=1).state_dict()
-    other = add_lora(copy.deepcopy(base), Train(), seed=2).state_dict()
+    again = adapt(copy.deepcopy(base), Train(), seed=1).state_dict()
+    other = adapt(copy.deepcopy(base), Train(), seed=2).state_dict()
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert any(not torch.equal(first[n], other[n]) for n in first)
 
 
 def test_all_linear_adapts_every_layer_and_not_the_head():
-    model = add_lora(llama(), Train(), seed=0)
+    model = adapt(llama(), Train(), seed=0)
     adapted = {n for n, p in model.named_parameters() if p.requires_grad}
     assert len(adapted) == 2 * 2 * 7
     assert not any("lm_head" in n or "embed" in n for n in adapted)
 
 
 def test_unknown_targets_are_named():
-    with pytest.raises(RftError, match=r"train.lora.targets: \['nothing'\]"):
-        add_lora(llama(), Train(lora=Lora(targets=["nothing"])), seed=0)
+    with pytest.raises(
+        RftError,
+        match=r"targets: no module .* called nothing; its linear layers are down_proj, gate_proj",
+    ):
+        adapt(llama(), Train(lora=Lora(targets=["nothing"])), seed=0)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path):
@@ -259,13 +256,13 @@ def test_masters_are_float32_over_any_base(tmp_path: Path, stored):
     train = Train(precision=Precision(compute="bf16", base=stored))
     base = load_base(Model(base=str(tmp_path)), train)
     assert {p.dtype for p in base.parameters()} == {DTYPES[stored]}
-    model = add_lora(base, train, seed=0)
+    model = adapt(base, train, seed=0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     assert assert_fp32_masters(model, optimizer) > 0
 
 
 def stepped():
-    model = add_lora(llama(), Train(), seed=0)
+    model = adapt(llama(), Train(), seed=0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     trained(model, ROWS, some_groups())
     optimizer.step()
@@ -330,7 +327,7 @@ def test_the_saved_adapter_gives_the_same_loss(tmp_path: Path):
     tuned = adapted(load_base(Model(base=str(tmp_path / "base")), Train()))
     stage = tmp_path / "stage"
     stage.mkdir()
-    save_adapter(tuned, stage)
+    save(tuned, stage, Train(), Model(base=str(tmp_path / "base")), {})
     assert sorted(p.name for p in stage.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -1,0 +1,321 @@
+"""How fast and how lean is training? Against TRL's SFTTrainer, on the same rows.
+
+    pip install trl                     # not among the dependencies
+    python scripts/bench/train.py --model models/SmolLM2-135M-Instruct --data data/gsm8k/train.jsonl
+    python scripts/bench/train.py --model models/SmolLM2-135M-Instruct \\
+        --rows runs/svamp_smollm2/rft/seed0/4_select/train
+
+The first trains on a data set's own solutions, one row a problem; the second on what a run has
+selected, several survivors a prompt. LoRA of rank 16 on all linear layers, loss over the completions
+only, the same learning rate and as many rows a step on both sides, each in a process of its own, in
+turns, because a shared machine drifts. TRL packs (bfd); `--length` gives the lengths of a packed row to
+try, of which the fastest counts.
+
+* tokens/s: tokens of the rows (each with its prompt) over the time from the first step to the end of
+  the last. Both sides have the same rows, so the ratio is that of the times.
+* memory: the process's largest resident set.
+* loss: mean of the completion tokens' cross-entropy over rows that neither has seen, by one function.
+* share of the machine: products of the frozen weights (2 operations a weight, forward and back) over
+  the time, against the largest square matrix product that torch manages.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+VARIANTS = ("ours", "plain", "trl")
+"""plain: ours with every row of its own."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of the model")
+    parser.add_argument("--data", type=Path, help="gsm8k/train.jsonl")
+    parser.add_argument("--rows", type=Path, help="rows that a run has selected")
+    parser.add_argument("--limit", type=int, default=256, help="rows to train on")
+    parser.add_argument("--held-out", type=int, default=64, help="rows for the final loss")
+    parser.add_argument("--rows-per-step", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--compute", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1024], help="tokens_per_batch")
+    parser.add_argument("--length", type=int, nargs="+", default=[512], help="TRL's packed length")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variants", default="ours,trl")
+    parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        side = trl if args.child == "trl" else ours
+        print("RESULT", json.dumps(side(args)))
+        return
+    args.folder = Path(tempfile.mkdtemp(prefix="bench-train-"))
+    facts = prepare(args)
+    print(", ".join(f"{name} {value:,}" for name, value in facts.items()), flush=True)
+    print(f"matrix product: {gemm_peak():.0f} GFLOP/s in float32", flush=True)
+    chosen = args.variants.split(",")
+    sides = [
+        (variant, size)
+        for variant in chosen
+        for size in (args.length if variant == "trl" else args.batch)
+    ]
+    got: dict[tuple[str, int], list[dict[str, Any]]] = {side: [] for side in sides}
+    for i in range(args.rounds):
+        for side in sides if i % 2 == 0 else sides[::-1]:
+            one = in_a_process(*side)
+            got[side].append(one)
+            shown = f"{facts['row tokens'] * args.epochs / one['seconds']:.0f} tokens/s"
+            print(f"  round {i + 1}, {side[0]} ({side[1]}): {shown}, {one}", flush=True)
+    best = {
+        variant: min(
+            (side for side in sides if side[0] == variant),
+            key=lambda side: statistics.median(one["seconds"] for one in got[side]),
+        )
+        for variant in chosen
+    }
+    for variant, side in best.items():
+        seconds = statistics.median(one["seconds"] for one in got[side])
+        print(
+            f"{variant:<6} ({side[1]}): {facts['row tokens'] * args.epochs / seconds:,.0f} tokens/s, "
+            f"{max(one['peak_gb'] for one in got[side]):.2f} GiB, held-out loss "
+            f"{statistics.mean(one['held_out'] for one in got[side]):.4f}"
+        )
+    for variant in chosen:
+        if variant != "trl" and "trl" in chosen:
+            mine, theirs = got[best[variant]], got[best["trl"]]
+            faster = [b["seconds"] / a["seconds"] for a, b in zip(mine, theirs)]
+            leaner = [a["peak_gb"] / b["peak_gb"] for a, b in zip(mine, theirs)]
+            print(
+                f"{variant} / trl: {statistics.median(faster):.2f} times the tokens/s (rounds "
+                f"{', '.join(f'{x:.2f}' for x in faster)}), {statistics.median(leaner):.2f} of its memory"
+            )
+
+
+def in_a_process(variant: str, size: int) -> dict[str, Any]:
+    words = [sys.executable, __file__, *sys.argv[1:], "--child", variant, "--size", str(size)]
+    words += ["--folder", str(_folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        sys.exit(f"{variant}:\n{done.stderr[-4000:]}")
+    told: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    return told
+
+
+_folder = Path()
+
+
+def prepare(args: argparse.Namespace) -> dict[str, Any]:
+    """Writes training and held-out rows; facts about them."""
+    from rft import rows
+    from rft.training.data import read_groups
+    from rft.types import TrainRow
+
+    global _folder
+    _folder = args.folder
+    if args.rows:
+        every = sorted(rows.read(args.rows, TrainRow), key=lambda row: (row.prompt_id, row.id))
+        prompts = list(dict.fromkeys(row.prompt_id for row in every))
+    else:
+        every = from_text(args)
+        prompts = [row.prompt_id for row in every]
+    held = set(prompts[:: max(len(prompts) // args.held_out, 2)])
+    train = [row for row in every if row.prompt_id not in held][: args.limit]
+    test = [row for row in every if row.prompt_id in held][: args.held_out]
+    rows.write_part(args.folder / "train", train, TrainRow)
+    rows.write_part(args.folder / "test", test, TrainRow)
+    groups = read_groups(train)
+    return {
+        "rows": len(train),
+        "prompts": len(groups),
+        "row tokens": sum(group.separate_tokens for group in groups),
+        "tree tokens": sum(group.tokens for group in groups),
+        "completion tokens": sum(group.completion_tokens for group in groups),
+        "held-out rows": len(test),
+    }
+
+
+def from_text(args: argparse.Namespace) -> list[Any]:
+    from transformers import AutoTokenizer
+
+    from rft.types import TrainRow
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    made = []
+    for number, line in enumerate(args.data.read_text().splitlines()[: 2 * args.limit + 200]):
+        one = json.loads(line)
+        prompt = tokenizer(f"Question: {one['question']}\nAnswer:\n")["input_ids"]
+        ids = [*tokenizer(one["answer"])["input_ids"], tokenizer.eos_token_id]
+        made.append(TrainRow(str(number), f"p{number:06d}", tuple(prompt), tuple(ids), True))
+    return made
+
+
+def gemm_peak() -> float:
+    """GFLOP/s of the best of several square products."""
+    import torch
+
+    best = 0.0
+    for size in (1024, 2048):
+        a, b = torch.randn(size, size), torch.randn(size, size)
+        for _ in range(8):
+            start = time.perf_counter()
+            a @ b
+            best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def ours(args: argparse.Namespace) -> dict[str, Any]:
+    from rft.config import Model
+    from rft.config_train import Train
+    from rft.training.job import train_job
+    from rft.training.stop import StopSignal
+
+    train, folder = Train(lr=args.lr), args.folder / f"ours-{time.monotonic_ns()}"
+    tokens, steps = _tree_tokens(args)
+    settings = {
+        "lr": args.lr,
+        "epochs": args.epochs,
+        "tokens_per_step": round(tokens / steps),
+        "tokens_per_batch": args.size,
+        "precision": {"compute": args.compute, "base": args.compute},
+        "layout": "rows" if args.child == "plain" else train.layout,
+    }
+    folder.mkdir()
+    job = {
+        "folder": str(folder),
+        "label": "bench",
+        "model": Model(base=args.model).model_dump(mode="json"),
+        "train": Train(**settings).model_dump(mode="json"),
+        "seed": 0,
+        "rows": str(args.folder / "train"),
+    }
+    train_job(job, StopSignal())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "seconds": round(sum(line["seconds"] for line in lines), 2),
+        "steps": len(lines),
+        "peak_gb": round(peak, 3),
+        "held_out": held_out(args, folder),
+    }
+
+
+def _tree_tokens(args: argparse.Namespace) -> tuple[int, int]:
+    """Tokens of all trees, and steps of an epoch."""
+    from rft import rows
+    from rft.training.data import read_groups
+    from rft.types import TrainRow
+
+    groups = read_groups(rows.read(args.folder / "train", TrainRow))
+    count = sum(len(group.completions) for group in groups)
+    return sum(group.tokens for group in groups), max(1, round(count / args.rows_per_step))
+
+
+def trl(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from rft import rows
+    from rft.types import TrainRow
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        began = ended = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = self.began or time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.ended = time.perf_counter()
+
+    train = list(rows.read(args.folder / "train", TrainRow))
+    data = Dataset.from_list(
+        [
+            {
+                "input_ids": [*row.prompt_token_ids, *row.token_ids],
+                "completion_mask": [0] * len(row.prompt_token_ids) + [1] * len(row.token_ids),
+            }
+            for row in train
+        ]
+    )
+    tokens = sum(len(row.prompt_token_ids) + len(row.token_ids) for row in train)
+    _, steps = _tree_tokens(args)
+    packed = -(-tokens // args.size)
+    folder = args.folder / f"trl-{time.monotonic_ns()}"
+    config = SFTConfig(
+        output_dir=str(folder),
+        packing=True,
+        max_length=args.size,
+        completion_only_loss=True,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=max(1, round(packed / steps)),
+        num_train_epochs=args.epochs,
+        learning_rate=args.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(0.05 * steps * args.epochs),
+        bf16=args.compute == "bf16",
+        gradient_checkpointing=False,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        report_to="none",
+        logging_steps=1000,
+        disable_tqdm=True,
+    )
+    stored = torch.bfloat16 if args.compute == "bf16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=stored)
+    clock = Clock()
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(args.model),
+        peft_config=LoraConfig(
+            r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        callbacks=[clock],
+    )
+    trainer.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    trainer.model.save_pretrained(folder)
+    return {
+        "seconds": round(clock.ended - clock.began, 2),
+        "steps": trainer.state.global_step,
+        "peak_gb": round(peak, 3),
+        "held_out": held_out(args, folder),
+    }
+
+
+def held_out(args: argparse.Namespace, adapter: Path) -> float:
+    """Mean cross-entropy of the held-out completions' tokens, nats."""
+    import torch
+    from peft import PeftModel
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM
+
+    from rft import rows
+    from rft.types import TrainRow
+
+    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, adapter).eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows.read(args.folder / "test", TrainRow):
+            ids = torch.tensor([[*row.prompt_token_ids, *row.token_ids]])
+            logits = model(input_ids=ids).logits[0, len(row.prompt_token_ids) - 1 : -1]
+            total += float(cross_entropy(logits, torch.tensor(row.token_ids), reduction="sum"))
+            count += len(row.token_ids)
+    return round(total / count, 4)
+
+
+if __name__ == "__main__":
+    main()
