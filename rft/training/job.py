@@ -20,11 +20,11 @@ from rft.config import Model
 from rft.config_train import Train
 from rft.process import Progress, say
 from rft.rundir import StageDir
-from rft.training import checkpoint, layers, selftest
+from rft.training import checkpoint, layers, selftest, sharding
 from rft.training.data import Group, Steps, read_groups
 from rft.training.loop import Best, Leap, Run, advice
 from rft.training.lora import fuse
-from rft.training.model import Cost, adapt, check_rows, load_base, save
+from rft.training.model import Cost, Weights, adapt, check_rows, is_served_whole, load_base, save
 from rft.training.objective import Fit, Objective, check_layout
 from rft.training.stop import StopSignal
 from rft.types import RftError, TrainRow, falls_in
@@ -69,7 +69,7 @@ class _Job:
         base = load_base(model, settings)
         check_rows(base, model, every)
         self.model = adapt(base, settings, self.seed, start)
-        self.initial: dict[str, torch.Tensor] = {}
+        self.initial: Weights = {}
         if settings.lora and settings.lora.init != "zero":
             self.initial = {name: w.clone() for name, w in _weights(self.model).items()}
         self.accelerator = _accelerator(settings, self.stage, self.label)
@@ -84,17 +84,27 @@ class _Job:
         self.fused = fuse(self.model) + layers.replace(base)
         if not saved and (formats := selftest.compare_formats(objective, self.groups)):
             self.proofs["formats"] = asdict(formats)
+        sharded = sharding.is_asked()
+        if sharded and settings.lora and is_served_whole(settings):
+            raise RftError(
+                "train.lora.dora: it is saved as a merged model, which sharded weights can't be merged into: "
+                "set train.launch to a config without FSDP"
+            )
+        if sharded:
+            device = self.accelerator.device
+            objective = sharding.shard(objective, base, settings.precision, device)
         optimizer: Any = torch.optim.AdamW(
             [param for param in self.model.parameters() if param.requires_grad],
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
-            fused=self.accelerator.device.type in ("cpu", "cuda"),
+            fused=self.accelerator.device.type in ("cpu", "cuda") and not sharded,
         )
         self.cost = Cost.measure(base)
         steps = Steps(self.groups, settings.tokens_per_step, self.seed, settings.shuffle)
         total = _total_steps(job, settings, steps, self.cost)
-        objective, optimizer = self.accelerator.prepare(objective, optimizer)
+        if not sharded:
+            objective = self.accelerator.prepare_model(objective)
         scale = precision.LossScale(self.accelerator.device.type, settings.precision)
         self.run = Run(
             *(self.accelerator, objective, self.fit.layout, optimizer, scale, settings, steps),
@@ -155,8 +165,9 @@ class _Job:
                         raise KeyboardInterrupt
         if self.best and self.best.weights:
             _load(self.model, self.best.weights)
+        weights = _weights(self.model)
         if self.main:
-            self._finish(line)
+            self._finish(line, weights)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
@@ -239,8 +250,9 @@ class _Job:
             yield write
         progress.close()
 
-    def _finish(self, line: dict[str, Any] | None) -> None:
-        save(self.model, self.stage, self.settings, Model(**self.job["model"]), self.initial)
+    def _finish(self, line: dict[str, Any] | None, weights: Weights) -> None:
+        source = Model(**self.job["model"])
+        save(self.model, self.stage, self.settings, source, weights, self.initial)
         run, groups, counted = self.run, self.groups, self.run.counted
         seconds = time.monotonic() - self.started
         StageDir(self.stage).commit(
@@ -370,18 +382,17 @@ def _total_steps(job: dict[str, Any], train: Train, steps: Steps, cost: Cost) ->
     return max(1, round(wanted / of_an_epoch * steps.per_epoch))
 
 
-def _weights(model: Any) -> dict[str, torch.Tensor]:
+def _weights(model: Any) -> Weights:
     named = model.named_parameters()
-    return {name: param.detach().cpu() for name, param in named if param.requires_grad}
+    return {name: sharding.whole(param) for name, param in named if param.requires_grad}
 
 
-def _load(model: Any, weights: dict[str, torch.Tensor]) -> None:
+def _load(model: Any, weights: Weights) -> None:
     own = {name: param for name, param in model.named_parameters() if param.requires_grad}
     if own.keys() != weights.keys():
         raise RftError(
             "the checkpoint is of another adapter. Remove the stage's .checkpoints folder to train "
             "anew."
         )
-    with torch.no_grad():
-        for name, param in own.items():
-            param.copy_(weights[name])
+    for name, param in own.items():
+        sharding.put(param, weights[name])

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from rft.config_train import EarlyStop, Train
 from rft.precision import LossScale, zero_share
+from rft.training import sharding
 from rft.training.data import Group, Layout, Steps, collate, deal, pack
 from rft.training.stop import StopSignal
 from rft.types import RftError, digest
@@ -88,7 +89,8 @@ class Run:
         self.scale.unscale(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         zeros = {"zero_gradients": round(zero_share(parameters), 6)} if self.scale.enabled else {}
-        norm = float(self.accelerator.clip_grad_norm_(parameters, self.train.max_grad_norm))
+        limit = self.train.max_grad_norm
+        norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(parameters, limit)))
         self._watch(loss, norm)
         self.scale.step(self.optimizer)
         self.optimizer.zero_grad()
@@ -118,7 +120,7 @@ class Run:
         total = torch.zeros(2, device=accelerator.device)
         for place, (row, weight) in enumerate(mine, 1):
             last = place == len(mine)
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.objective):
+            with self._in_step(last):
                 batch = collate(row, self.layout).to(accelerator.device)
                 loss = self.objective(batch) * weight
                 # DDP will divide the sum of the gradients by the number of processes.
@@ -127,6 +129,13 @@ class Run:
         total[1] = float(self.stop.asked)
         total = accelerator.reduce(total, reduction="sum")
         return float(total[0]) / targets, bool(total[1] > 0)
+
+    def _in_step(self, last: bool) -> Any:
+        """Has gradients added up between processes after a step's last micro-batch only."""
+        if hasattr(self.objective, "set_requires_gradient_sync"):
+            self.objective.set_requires_gradient_sync(last)
+            last = True
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective)
 
     def _watch(self, loss: float, norm: float) -> None:
         # In fp16 a gradient that is not finite only costs its step: the scale takes care of it.
@@ -139,14 +148,14 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": sharding.optimizer_state(self.optimizer),
             "scale": self.scale.state_dict(),
             "counted": dict(self.counted),
             "recent": list(self.recent),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        sharding.load_optimizer_state(self.optimizer, state["optimizer"])
         self.scale.load_state_dict(state["scale"])
         self.counted = dict(state["counted"])
         self.recent = deque(state["recent"], maxlen=WINDOW)

@@ -202,12 +202,16 @@ def is_served_whole(train: Train) -> bool:
     return train.lora is None or train.lora.dora
 
 
+Weights = dict[str, torch.Tensor]
+"""Trainable parameters by their names in the model, whole and on the CPU."""
+
+
 def save(
-    model: Any, stage: Path, train: Train, source: Model, initial: dict[str, torch.Tensor]
+    model: Any, stage: Path, train: Train, source: Model, weights: Weights, initial: Weights
 ) -> None:
     """Writes the adapter (adapter_model.safetensors, adapter_config.json), or a whole model with its
-    tokenizer, into the stage's folder. initial: the trainable weights before the first step, for an
-    adapter that did not begin at 0.
+    tokenizer, into the stage's folder. initial: the weights before the first step, for an adapter that
+    did not begin at 0.
 
     Each file is written in full beside it, then renamed into place; the manifest comes after all.
     """
@@ -216,10 +220,10 @@ def save(
         shutil.rmtree(tmp, ignore_errors=True)
         if is_served_whole(train):
             # Without the adapter: transformers would load it on top of what it is merged into.
-            _save_whole(model, tmp, source)
+            _save_whole(model, tmp, source, weights)
         else:
             # Embeddings are never trained; without this PEFT asks the hub whether they grew.
-            model.save_pretrained(tmp, save_embedding_layers=False)
+            model.save_pretrained(tmp, save_embedding_layers=False, state_dict=weights)
             if train.lora and train.lora.init == "pissa":
                 _since(initial, tmp, train.lora)
         for path in sorted(tmp.iterdir()):
@@ -233,7 +237,7 @@ def save(
         shutil.rmtree(tmp)
 
 
-def _since(initial: dict[str, torch.Tensor], folder: Path, lora: Lora) -> None:
+def _since(initial: Weights, folder: Path, lora: Lora) -> None:
     """Makes the saved adapter one for the base as it was: B A - B0 A0 is [B, -B0] [A; A0], of twice the
     rank (PiSSA, arXiv 2404.02948, appendix C)."""
     from safetensors.torch import load_file, save_file
@@ -252,12 +256,14 @@ def _since(initial: dict[str, torch.Tensor], folder: Path, lora: Lora) -> None:
     config.write_text(json.dumps(told, indent=2, sort_keys=True))
 
 
-def _save_whole(model: Any, folder: Path, source: Model) -> None:
+def _save_whole(model: Any, folder: Path, source: Model, weights: Weights) -> None:
     from transformers import AutoTokenizer
 
-    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    merged.config.use_cache = True
-    merged.save_pretrained(folder)
+    model.config.use_cache = True
+    if hasattr(model, "merge_and_unload"):
+        model.merge_and_unload().save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, state_dict=weights)
     AutoTokenizer.from_pretrained(
         source.base, revision=source.revision, trust_remote_code=source.trust_remote_code
     ).save_pretrained(folder)

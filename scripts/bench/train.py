@@ -11,17 +11,22 @@ only, the same learning rate and as many rows a step on both sides, each in a pr
 turns, because a shared machine drifts. TRL packs (bfd); `--length` gives the lengths of a packed row to
 try, of which the fastest counts.
 
+`--shape 0.5B` (or 7B) makes a model of that size with random weights, and random rows of `--survivors` answers a
+prompt, for machines without weights; scripts/bench/gpu.sh runs all that a GPU is asked for.
+
 * tokens/s: tokens of the rows (each with its prompt) over the time from the first step to the end of
   the last. Both sides have the same rows, so the ratio is that of the times.
-* memory: the process's largest resident set.
+* memory: the process's largest resident set, or the most that torch had on the GPU.
 * loss: mean of the completion tokens' cross-entropy over rows that neither has seen, by one function.
-* share of the machine: products of the frozen weights (2 operations a weight, forward and back) over
-  the time, against the largest square matrix product that torch manages.
+* share of the machine (MFU): operations that the model needs (rft.training.model.Cost, and those of attention)
+  over the time, against the best square matrix product that torch manages in that format.
 """
 
 import argparse
 import json
+import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,18 +38,28 @@ from typing import Any
 VARIANTS = ("ours", "plain", "trl")
 """plain: ours with every row of its own."""
 
+SHAPES = {
+    # hidden_size, intermediate_size, layers, heads, key heads, vocabulary
+    "tiny": (64, 176, 2, 4, 2, 1024),
+    "0.5B": (896, 4864, 24, 14, 2, 151936),
+    "7B": (3584, 18944, 28, 28, 4, 152064),
+}
+"""Of Qwen2.5's models."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder of the model")
+    parser.add_argument("--model", help="folder of the model")
+    parser.add_argument("--shape", choices=SHAPES, help="instead: random weights of this size")
     parser.add_argument("--data", type=Path, help="gsm8k/train.jsonl")
     parser.add_argument("--rows", type=Path, help="rows that a run has selected")
+    parser.add_argument("--survivors", type=int, default=4, help="answers a prompt, with --shape")
     parser.add_argument("--limit", type=int, default=256, help="rows to train on")
     parser.add_argument("--held-out", type=int, default=64, help="rows for the final loss")
     parser.add_argument("--rows-per-step", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--compute", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--compute", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"))
     parser.add_argument("--batch", type=int, nargs="+", default=[1024], help="tokens_per_batch")
     parser.add_argument("--length", type=int, nargs="+", default=[512], help="TRL's packed length")
     parser.add_argument("--rounds", type=int, default=3)
@@ -58,9 +73,13 @@ def main() -> None:
         print("RESULT", json.dumps(side(args)))
         return
     args.folder = Path(tempfile.mkdtemp(prefix="bench-train-"))
+    if args.shape:
+        args.model = random_model(args)
     facts = prepare(args)
     print(", ".join(f"{name} {value:,}" for name, value in facts.items()), flush=True)
-    print(f"matrix product: {gemm_peak():.0f} GFLOP/s in float32", flush=True)
+    peak = gemm_peak(args.compute)
+    print(f"matrix product: {peak:,.0f} GFLOP/s in {args.compute}", flush=True)
+    needed = operations(args)
     chosen = args.variants.split(",")
     sides = [
         (variant, size)
@@ -86,7 +105,8 @@ def main() -> None:
         print(
             f"{variant:<6} ({side[1]}): {facts['row tokens'] * args.epochs / seconds:,.0f} tokens/s, "
             f"{max(one['peak_gb'] for one in got[side]):.2f} GiB, held-out loss "
-            f"{statistics.mean(one['held_out'] for one in got[side]):.4f}"
+            f"{statistics.mean(one['held_out'] for one in got[side]):.4f}, "
+            f"{needed[variant] * args.epochs / seconds / peak / 1e9:.2f} of the machine"
         )
     for variant in chosen:
         if variant != "trl" and "trl" in chosen:
@@ -101,7 +121,7 @@ def main() -> None:
 
 def in_a_process(variant: str, size: int) -> dict[str, Any]:
     words = [sys.executable, __file__, *sys.argv[1:], "--child", variant, "--size", str(size)]
-    words += ["--folder", str(_folder)]
+    words += ["--folder", str(_folder), "--model", str(_model)]
     done = subprocess.run(words, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
@@ -110,7 +130,7 @@ def in_a_process(variant: str, size: int) -> dict[str, Any]:
     return told
 
 
-_folder = Path()
+_folder = _model = Path()
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
@@ -119,9 +139,12 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     from rft.training.data import read_groups
     from rft.types import TrainRow
 
-    global _folder
-    _folder = args.folder
-    if args.rows:
+    global _folder, _model
+    _folder, _model = args.folder, Path(args.model)
+    if args.shape:
+        every = random_rows(args)
+        prompts = list(dict.fromkeys(row.prompt_id for row in every))
+    elif args.rows:
         every = sorted(rows.read(args.rows, TrainRow), key=lambda row: (row.prompt_id, row.id))
         prompts = list(dict.fromkeys(row.prompt_id for row in every))
     else:
@@ -158,18 +181,88 @@ def from_text(args: argparse.Namespace) -> list[Any]:
     return made
 
 
-def gemm_peak() -> float:
+def random_model(args: argparse.Namespace) -> str:
+    """A folder with a model of the shape and the embedded tokenizer."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    hidden, inner, layers, heads, keys, words = SHAPES[args.shape]
+    config = Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=keys,
+        vocab_size=words,
+        tie_word_embeddings=args.shape != "7B",
+    )
+    stored = torch.float32 if args.compute in ("fp32", "tf32") else torch.bfloat16
+    folder = args.folder / "model"
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        Qwen2ForCausalLM(config).to(stored).save_pretrained(folder)
+    for path in (Path(__file__).resolve().parents[2] / "rft" / "embedded" / "model").glob("token*"):
+        shutil.copy(path, folder)
+    return str(folder)
+
+
+def random_rows(args: argparse.Namespace) -> list[Any]:
+    """Prompts of 40 to 160 tokens, answers of 20 to 240, as GSM8K's are."""
+    from rft.types import TrainRow
+
+    draw, words = random.Random(0), SHAPES[args.shape][-1]
+    made = []
+    for number in range((args.limit + args.held_out) // args.survivors + 2):
+        prompt = tuple(draw.randrange(words) for _ in range(draw.randint(40, 160)))
+        for k in range(args.survivors):
+            ids = tuple(draw.randrange(words) for _ in range(draw.randint(20, 240)))
+            made.append(TrainRow(f"{number}-{k}", f"p{number:06d}", prompt, ids, k == 0))
+    return made
+
+
+def gemm_peak(compute: str) -> float:
     """GFLOP/s of the best of several square products."""
     import torch
 
+    from rft.precision import DTYPES
+    from rft.training.products import product
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = compute == "tf32"
     best = 0.0
-    for size in (1024, 2048):
-        a, b = torch.randn(size, size), torch.randn(size, size)
+    for size in (1024, 2048, 8192) if device == "cuda" else (1024, 2048):
+        a = torch.randn(size, size, device=device, dtype=DTYPES.get(compute, torch.float32))
         for _ in range(8):
             start = time.perf_counter()
-            a @ b
+            product(a, a)
+            if device == "cuda":
+                torch.cuda.synchronize()
             best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
     return best
+
+
+def operations(args: argparse.Namespace) -> dict[str, float]:
+    """Of an epoch, for the rows as each side lays them out."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rft import rows
+    from rft.config_train import Train
+    from rft.training.data import read_groups
+    from rft.training.model import Cost, adapt
+    from rft.types import TrainRow
+
+    config = AutoConfig.from_pretrained(args.model)
+    groups = read_groups(rows.read(args.folder / "train", TrainRow))
+    base = AutoModelForCausalLM.from_pretrained(args.model)
+    adapt(base, Train(), 0)
+    cost = Cost.measure(base)
+    # Two products of a query with each key, forward, and twice as much back; half of them are hidden.
+    each = 6 * config.hidden_size * config.num_hidden_layers
+    singles = [single for group in groups for single in group.singles()]
+    found = {}
+    for variant, some in (("ours", groups), ("plain", singles), ("trl", singles)):
+        attention = sum(each * group.tokens**2 for group in some)
+        found[variant] = float(sum(map(cost.of, some)) + attention)
+    return found
 
 
 def ours(args: argparse.Namespace) -> dict[str, Any]:
@@ -185,7 +278,10 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         "epochs": args.epochs,
         "tokens_per_step": round(tokens / steps),
         "tokens_per_batch": args.size,
-        "precision": {"compute": args.compute, "base": args.compute},
+        "precision": {
+            "compute": args.compute,
+            "base": args.compute if args.compute in ("bf16", "fp16") else "fp32",
+        },
         "layout": "rows" if args.child == "plain" else train.layout,
     }
     folder.mkdir()
@@ -199,13 +295,21 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     }
     train_job(job, StopSignal())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_gb()
     return {
         "seconds": round(sum(line["seconds"] for line in lines), 2),
         "steps": len(lines),
         "peak_gb": round(peak, 3),
         "held_out": held_out(args, folder),
     }
+
+
+def peak_gb() -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated() / 2**30)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _tree_tokens(args: argparse.Namespace) -> tuple[int, int]:
@@ -264,6 +368,8 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
         lr_scheduler_type="cosine",
         warmup_steps=round(0.05 * steps * args.epochs),
         bf16=args.compute == "bf16",
+        fp16=args.compute == "fp16",
+        tf32=args.compute == "tf32" or None,
         gradient_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
@@ -272,6 +378,7 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
         disable_tqdm=True,
     )
     stored = torch.bfloat16 if args.compute == "bf16" else torch.float32
+    torch.backends.cuda.matmul.allow_tf32 = args.compute == "tf32"
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=stored)
     clock = Clock()
     trainer = SFTTrainer(
@@ -285,7 +392,7 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
         callbacks=[clock],
     )
     trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_gb()
     trainer.model.save_pretrained(folder)
     return {
         "seconds": round(clock.ended - clock.began, 2),

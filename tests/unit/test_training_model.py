@@ -327,7 +327,8 @@ def test_the_saved_adapter_gives_the_same_loss(tmp_path: Path):
     tuned = adapted(load_base(Model(base=str(tmp_path / "base")), Train()))
     stage = tmp_path / "stage"
     stage.mkdir()
-    save(tuned, stage, Train(), Model(base=str(tmp_path / "base")), {})
+    source = Model(base=str(tmp_path / "base"))
+    save(tuned, stage, Train(), source, tuned.state_dict(), {})
     assert sorted(p.name for p in stage.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",

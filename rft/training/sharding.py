@@ -1,0 +1,83 @@
+"""Weights, gradients and optimizer state spread over processes: FSDP2, asked for by the launch config.
+
+A launch config with `distributed_type: FSDP` makes accelerate's launcher say so to its processes; the sharding
+itself is torch's `fully_shard`, decoder layer by decoder layer, which runs on CPUs as well and so can be
+tested. A checkpoint holds whole tensors, so that a run may go on with another number of processes, sharded
+or not.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from rft.config_train import Precision
+from rft.precision import DTYPES
+from rft.types import RftError
+
+
+def is_asked() -> bool:
+    """Whether the launch config says FSDP. Raises RftError for DeepSpeed."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise RftError(
+            "train.launch: DeepSpeed takes the backward pass and the step over, and with them what a step "
+            "is here. Use configs/accelerate/fsdp8.yaml: FSDP2 shards the same things as ZeRO-3"
+        )
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def shard(objective: Any, base: Any, precision: Precision, device: torch.device) -> Any:
+    """Shards each decoder layer, and what is left as one more. base: transformers' model in it."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy(reduce_dtype=DTYPES[precision.reduce], cast_forward_inputs=False)
+    kinds = tuple(getattr(base, "_no_split_modules", None) or ())
+    layers = [module for module in base.modules() if type(module).__name__ in kinds]
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    return fully_shard(objective, mesh=mesh, mp_policy=policy)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor of all processes, on the CPU. Each of them must ask."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().cpu()
+
+
+@torch.no_grad()
+def put(param: torch.Tensor, value: torch.Tensor) -> None:
+    """Copies a whole tensor into a parameter, or this process's part of it."""
+    if isinstance(param, DTensor):
+        value = distribute_tensor(value.to(param.device), param.device_mesh, param.placements)
+    param.copy_(value)
+
+
+def optimizer_state(optimizer: Any) -> dict[str, Any]:
+    """The optimizer's state_dict with whole tensors."""
+    told: dict[str, Any] = optimizer.state_dict()
+    state = {
+        number: {k: whole(v) if torch.is_tensor(v) else v for k, v in one.items()}
+        for number, one in told["state"].items()
+    }
+    return {**told, "state": state}
+
+
+def load_optimizer_state(optimizer: Any, told: dict[str, Any]) -> None:
+    """The other way round."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    state = {}
+    for number, one in told["state"].items():
+        param = params[number]
+        if isinstance(param, DTensor):
+            one = {
+                k: distribute_tensor(v.to(param.device), param.device_mesh, param.placements)
+                if torch.is_tensor(v) and v.shape == param.shape
+                else v
+                for k, v in one.items()
+            }
+        state[number] = one
+    optimizer.load_state_dict({**told, "state": state})
