@@ -17,6 +17,7 @@ import yaml
 from rft import process, rows
 from rft.config import Experiment, Model
 from rft.config_train import Train
+from rft.loader import dump
 from rft.nodes import Node
 from rft.plan import Plan
 from rft.precision import DTYPES
@@ -147,9 +148,7 @@ def _card(
     comparison = experiment.folder / "report" / "comparison.json"
     if comparison.is_file():
         parts += ["## Results", words.markdown(json.loads(comparison.read_text())).strip()]
-    config = node.dir.path.parent.parent / "config.yaml"
-    if config.is_file():
-        parts += ["## Configuration", f"```yaml\n{config.read_text().strip()}\n```"]
+    parts += ["## Configuration", f"```yaml\n{dump(experiment).strip()}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -77,6 +77,7 @@ def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]
         "differences": _differences(comparison, colours),
         "k_figures": _k_figures(comparison, colours, first),
         "losses": _losses(runs, colours, first),
+        "formats": [words.formats(run.arm, run.manifests["train"]) for run in firsts if run.steps],
         "funnels": [_funnel(run) for run in firsts if "select" in run.manifests],
         "yields": _yields(sampled, colours),
         "examples_of": shown,

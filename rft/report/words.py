@@ -155,6 +155,24 @@ def pool_pass_at_k(hits: list[list[bool]], manifest: dict[str, Any]) -> str:
     )
 
 
+def formats(arm: str, manifest: dict[str, Any]) -> dict[str, str]:
+    """What a training stage has computed in, and what it has proved of it; a dash where there was
+    nothing to prove."""
+    told, proofs = manifest.get("precision", {}), manifest.get("proofs", {})
+    formats, sampler = proofs.get("formats"), proofs.get("sampler")
+    layout = manifest.get("layout", {})
+    skipped = told.get("skipped_steps")
+    return {
+        "arm": arm,
+        "compute": told.get("compute", "–") + (f" ({skipped:,} steps skipped)" if skipped else ""),
+        "base": told.get("base", "–"),
+        "formats": f"{formats['gradient_cosine']:.4f}" if formats else "–",
+        "sampler": ", ".join(f"{one['difference']:.1g}" for one in sampler) if sampler else "–",
+        "sharing": f"{layout['sharing_gain']:.2f}" if "sharing_gain" in layout else "–",
+        "speed": f"{manifest['tokens_per_s']:,.0f}" if "tokens_per_s" in manifest else "–",
+    }
+
+
 def notes(comparison: dict[str, Any]) -> list[str]:
     """What a reader must know to read the figures rightly, in full sentences."""
     n = comparison["samples_per_problem"]

@@ -28,8 +28,8 @@ from transformers import (
 
 from rft.config import Model
 from rft.config_train import Lora, Precision, Train
-from rft.precision import DTYPES, assert_fp32_masters, check_launched
-from rft.training import attention
+from rft.precision import DTYPES, assert_fp32_masters, autocast_dtype, check_launched
+from rft.training import attention, layers
 from rft.training.data import Group, Layout, collate, pack
 from rft.training.lora import fuse
 from rft.training.model import adapt, check_rows, load_base, save
@@ -250,15 +250,31 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path):
         load_base(Model(base=str(tmp_path / "nowhere")), Train())
 
 
-@pytest.mark.parametrize("stored", ["bf16", "fp16"])
-def test_masters_are_float32_over_any_base(tmp_path: Path, stored):
-    llama().save_pretrained(tmp_path)
-    train = Train(precision=Precision(compute="bf16", base=stored))
+@pytest.mark.parametrize(
+    "compute, stored",
+    [("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "int8"), ("bf16", "int8"), ("fp32", "nf4")],
+)
+def test_masters_are_float32_over_any_base_and_learn(tmp_path: Path, compute, stored):
+    llama(hidden_size=64).save_pretrained(tmp_path)
+    train = Train(precision=Precision(compute=compute, base=stored))
     base = load_base(Model(base=str(tmp_path)), train)
-    assert {p.dtype for p in base.parameters()} == {DTYPES[stored]}
+    kept = base.model.layers[0].mlp.up_proj.weight.dtype
+    assert kept is {"int8": torch.int8, "nf4": torch.uint8}.get(stored, DTYPES.get(stored))
     model = adapt(base, train, seed=0)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    fit = check_layout(base, MODEL, some_groups(), train)
+    fuse(model)
+    layers.replace(base)
+    objective = Objective(model, fit, autocast_dtype(train.precision))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(12):
+        loss = objective(collate(some_groups(), fit.layout))
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     assert assert_fp32_masters(model, optimizer) > 0
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def stepped():
