@@ -381,6 +381,12 @@ class Arm(Section):
             raise ValueError(
                 f"combine.weights: {len(weights)} for {len(self.score)} scorers; give one for each"
             )
+        lora = self.train.lora if self.train else None
+        if lora and lora.init == "pissa" and self.rounds.init == "last":
+            raise ValueError(
+                "rounds.init: last goes on from an adapter, and train.lora.init: pissa begins with the base's "
+                "own directions: set one of them to its default"
+            )
         if not self.select:
             raise ValueError("select: name at least one selector, for instance [{use: correct}]")
         if self.train and self.sample.use == "reference" and not self.train.include_reference:

@@ -106,6 +106,7 @@ def _write(whole: Any, model: Model, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     whole.config.use_cache = True
+    whole.generation_config.do_sample = True  # see rft.training.model
     whole.save_pretrained(folder)
     AutoTokenizer.from_pretrained(
         model.base, revision=model.revision, trust_remote_code=model.trust_remote_code

@@ -359,8 +359,11 @@ class Plan:
         select = self._guarded(self._select, name, seed, number)
         settings = arm.train.model_dump(mode="json")
         # These change speed, memory or safety, not what is learnt.
+        # Where leaps are rolled back to is learnt, or not.
+        rolls_back = arm.train.spikes.action == "rollback"
         for speed in SPEED_ONLY:
-            settings.pop(speed)
+            if not (speed == "checkpoint_every" and rolls_back):
+                settings.pop(speed)
         settings.pop("include_reference")
         match = None
         if arm.train.match:
@@ -407,9 +410,14 @@ class Plan:
             rows=str(select.dir.path / "train"),
             match=str(match.dir.path) if match else None,
             drawn=[
-                {"sample": str(sample.dir.path), "adapter": sample.job["adapter"]}
+                {
+                    "sample": str(sample.dir.path),
+                    "adapter": sample.job["adapter"],
+                    "dtype": sample.job["engine"]["dtype"],
+                }
                 for suffix, (sample, _) in self.pools(name, seed, number).items()
-                if suffix != "_reference" and sample.job["model"]["base"] == arm.model.base
+                if suffix != "_reference"
+                and self.identity.weights(Model(**sample.job["model"])) == inputs["weights"]
             ],
         )
 

@@ -8,6 +8,7 @@ checkpoint is written.
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def check_hardware(precision: Precision, device: torch.device) -> None:
         what = f"train.precision.compute: bf16: {torch.cuda.get_device_name(device)} has none"
         fix = "fp16"
     if what:
-        raise RftError(f"{what}. Set it to {fix}")
+        stored = precision.base in ("bf16", "fp16") and precision.base != fix
+        raise RftError(f"{what}. Set it to {fix}" + (", and base as well" if stored else ""))
     if precision.base in QUANTISED and importlib.util.find_spec("bitsandbytes") is None:
         raise RftError(
             f"train.precision.base: {precision.base} needs bitsandbytes: pip install 'rft[quant]'"
@@ -88,7 +90,8 @@ class LossScale:
     def __init__(self, device: str, precision: Precision):
         self.enabled = precision.compute == "fp16"
         # RFT runs are short: torch's 2,000 steps between two doublings are often all there are.
-        self._scaler = torch.amp.GradScaler(device, enabled=self.enabled, growth_interval=200)
+        self._new = partial(torch.amp.GradScaler, device, enabled=self.enabled, growth_interval=200)
+        self._scaler = self._new()
         self.skipped = 0
         """Steps left out so far, because a gradient was not finite."""
 
@@ -126,6 +129,8 @@ class LossScale:
         return {"scaler": self._scaler.state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        # One that has divided a step's gradients already would refuse to do so again.
+        self._scaler = self._new()
         self._scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
 

@@ -7,7 +7,8 @@ the other, since starting Python and torch costs more than a small job does. A j
     {"folder": stage folder, "label": text, "model": Model, "train": Train, "seed": int,
      "rows": folder of TrainRow parts, "match": train stage to train as much as, or null,
      "start": folder of the adapter to go on from, or null,
-     "drawn": [{"sample": sample stage of this model, "adapter": folder that it sampled with, or null}]}
+     "drawn": [{"sample": sample stage of this model, "adapter": folder that it sampled with, or null,
+                "dtype": engine.dtype}]}
 """
 
 import os

@@ -86,7 +86,7 @@ def attend(
         return got.transpose(1, 2), None
     # Autocast would have its products in 16 bits.
     exact = query.dtype is value.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
-    if exact and HAS_ONEDNN and not query.is_cuda and max(trees.sizes) <= LONGEST:
+    if exact and HAS_ONEDNN and query.device.type == "cpu" and max(trees.sizes) <= LONGEST:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         got = _Attention.apply(query[0], key[0], value[0], trees, scale)
         return got[None], None
@@ -118,8 +118,8 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: Trees, scale: float
     ) -> torch.Tensor:
         """q (H, T, D), k and v (K, T, D); returns (T, H, D)."""
-        heads, length, width = q.shape
-        out = q.new_empty(length, heads, width)
+        heads, length, _ = q.shape
+        out = v.new_empty(length, heads, v.shape[-1])
         for part, some, own, hidden in _pieces(trees, heads, len(k)):
             shares = _shares(q[some, part], k[own, part], scale, hidden)
             got = product(shares.flatten(0, 1), v[own, part].T)

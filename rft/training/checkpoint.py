@@ -32,20 +32,31 @@ def _files(stage: Path) -> list[Path]:
     return sorted(_folder(stage).glob(".step-*.pt"))
 
 
-def save(stage: Path, step: int, state: dict[str, Any]) -> None:
-    """Writes a checkpoint after `step` steps, and takes all but the last two away."""
+def save(stage: Path, step: int, state: dict[str, Any], every: int = 1) -> None:
+    """Writes a checkpoint after `step` steps, and takes all away but the last two and the last of a step
+    that `every` divides."""
     buffer = io.BytesIO()
     torch.save({"step": step, **state}, buffer)
     payload = buffer.getvalue()
     digest = hashlib.sha256(payload).digest()
     rows.write_bytes(_folder(stage) / f".step-{step:09d}.pt", digest + payload)
-    for path in _files(stage)[:-KEPT]:
-        path.unlink()
+    files = _files(stage)
+    regular = [path for path in files if _step(path) % every == 0][-1:]
+    for path in files[:-KEPT]:
+        if path not in regular:
+            path.unlink()
 
 
-def load(stage: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole; None if there is none. Tensors are on the CPU."""
+def _step(path: Path) -> int:
+    return int(path.name[6:-3])
+
+
+def load(stage: Path, every: int = 1) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, of a step that `every` divides; None if there is none. Tensors
+    are on the CPU."""
     for path in reversed(_files(stage)):
+        if _step(path) % every:
+            continue
         data = path.read_bytes()
         if hashlib.sha256(data[32:]).digest() == data[:32]:
             state: dict[str, Any] = torch.load(
@@ -59,7 +70,7 @@ def load(stage: Path) -> dict[str, Any] | None:
 def drop_damaged(stage: Path, step: int) -> None:
     """Removes the files past the step that a resumed run goes on from: they could not be read."""
     for path in _files(stage):
-        if int(path.name[6:-3]) > step:
+        if _step(path) > step:
             path.unlink()
 
 

@@ -60,20 +60,19 @@ class _Job:
         settings = self.settings
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
         precision.check_launched(settings.precision, launched)
+        # Before a model is loaded, which is far slower.
+        self.accelerator = _accelerator(settings, self.stage, self.label)
+        self.main = self.accelerator.is_main_process
+        sharded = sharding.is_asked(settings, self.accelerator.num_processes)
         every = read_groups(rows.read(Path(job["rows"]), TrainRow))
         self.groups, self.held_out = _divided(every, settings, self.label)
-        start = job.get("start")
-        if start and (Path(start) / "config.json").is_file():
-            # A model of its own, not an adapter.
-            model, start = model.model_copy(update={"base": start, "revision": None}), None
+        model, start = _start(model, settings, job.get("start"))
         base = load_base(model, settings)
         check_rows(base, model, every)
         self.model = adapt(base, settings, self.seed, start)
         self.initial: Weights = {}
         if settings.lora and settings.lora.init != "zero":
             self.initial = {name: w.clone() for name, w in _weights(self.model).items()}
-        self.accelerator = _accelerator(settings, self.stage, self.label)
-        self.main = self.accelerator.is_main_process
         self.model.to(self.accelerator.device)
         self.fit = check_layout(base, model, every, settings)
         objective: Any = Objective(
@@ -82,17 +81,15 @@ class _Job:
         saved = checkpoint.load(self.stage)
         self.proofs = saved["proofs"] if saved else self._prove(objective)
         self.fused = fuse(self.model) + layers.replace(base)
-        if not saved and (formats := selftest.compare_formats(objective, self.groups)):
-            self.proofs["formats"] = asdict(formats)
-        sharded = sharding.is_asked()
-        if sharded and settings.lora and is_served_whole(settings):
-            raise RftError(
-                "train.lora.dora: it is saved as a merged model, which sharded weights can't be merged into: "
-                "set train.launch to a config without FSDP"
-            )
+        if not saved:
+            formats = selftest.compare_formats(objective, self.groups, settings.precision)
+            self.proofs |= {"formats": asdict(formats)} if formats else {}
+        cost = Cost.measure(base)
         if sharded:
             device = self.accelerator.device
             objective = sharding.shard(objective, base, settings.precision, device)
+        else:
+            objective = self.accelerator.prepare_model(objective)
         optimizer: Any = torch.optim.AdamW(
             [param for param in self.model.parameters() if param.requires_grad],
             lr=settings.lr,
@@ -100,17 +97,16 @@ class _Job:
             weight_decay=settings.weight_decay,
             fused=self.accelerator.device.type in ("cpu", "cuda") and not sharded,
         )
-        self.cost = Cost.measure(base)
         steps = Steps(self.groups, settings.tokens_per_step, self.seed, settings.shuffle)
-        total = _total_steps(job, settings, steps, self.cost)
-        if not sharded:
-            objective = self.accelerator.prepare_model(objective)
+        total = _total_steps(job, settings, steps, cost)
         scale = precision.LossScale(self.accelerator.device.type, settings.precision)
         self.run = Run(
             *(self.accelerator, objective, self.fit.layout, optimizer, scale, settings, steps),
-            *(total, self.seed, stop),
+            *(cost, total, self.seed, stop),
         )
         self.best = Best(settings.early_stop) if settings.early_stop else None
+        self.line: dict[str, Any] | None = None
+        """Of the last step, for metrics.jsonl."""
         self.done = 0
         """Steps behind us."""
         self.left_out: set[int] = set()
@@ -125,7 +121,7 @@ class _Job:
             self._tell(saved is not None)
 
     def _prove(self, objective: Objective) -> dict[str, Any]:
-        return {"sampler": selftest.compare_samplers(objective, self.job)}
+        return {"sampler": selftest.compare_samplers(objective, self.job, self.settings.precision)}
 
     def _tell(self, resumed: bool) -> None:
         checkpoint.drop_damaged(self.stage, self.done)
@@ -137,7 +133,7 @@ class _Job:
 
     def train(self) -> None:
         """To the manifest, or to a checkpoint and KeyboardInterrupt."""
-        asked, line = False, None
+        asked = False
         settings, run = self.settings, self.run
         if settings.spikes.action == "rollback" and not self.done:
             self._save()
@@ -148,13 +144,13 @@ class _Job:
                     self.done += 1
                     continue
                 try:
-                    line, asked = run.step(number)
+                    self.line, asked = run.step(number)
                 except Leap as leap:
                     self._roll_back(number, leap)
                     continue
                 self.done += 1
-                on = self._look(line)
-                write(line)
+                on = self._look(self.line)
+                write(self.line)
                 if number == 0:
                     precision.assert_fp32_masters(self.model, run.optimizer)
                 if not on:
@@ -163,11 +159,18 @@ class _Job:
                     self._save()
                     if asked:
                         raise KeyboardInterrupt
-        if self.best and self.best.weights:
-            _load(self.model, self.best.weights)
+        if self.done == len(self.left_out):
+            raise RftError(
+                f"{self.label}: all {self.done} steps were rolled back, so nothing was trained. Lower train.lr, "
+                "or train.checkpoint_every, so that less is left out"
+            )
+        if self.best:
+            if not self.best.weights:
+                self.best.take(self.done, run.look(self.held_out), _weights(self.model))
+            _load(self.model, self.best.weights, self.stage)
         weights = _weights(self.model)
         if self.main:
-            self._finish(line, weights)
+            self._finish(weights)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
@@ -187,15 +190,17 @@ class _Job:
         return self.best.take(self.done, seen, _weights(self.model))
 
     def _roll_back(self, number: int, leap: Leap) -> None:
-        saved = checkpoint.load(self.stage)
-        if self.settings.spikes.action != "rollback" or saved is None:
-            raise advice(number, leap)
+        rolls_back = self.settings.spikes.action == "rollback"
+        # Not to one that a Ctrl-C has written: an undisturbed run has none there.
+        every = self.settings.checkpoint_every
+        saved = checkpoint.load(self.stage, every) if rolls_back else None
+        if saved is None or self.rollbacks == ROLLBACKS:
+            raise advice(number, leap, rolls_back)
         self.rollbacks += 1
-        if self.rollbacks > ROLLBACKS:
-            raise advice(number, leap)
         # Those before it as well: they led there.
         self.left_out.update(range(saved["step"], number + 1))
         self._restore(saved)
+        self.line = None
         self.run.optimizer.zero_grad()
         if self.main:
             checkpoint.rewind_metrics(self.stage / "metrics.jsonl", self.done)
@@ -206,7 +211,7 @@ class _Job:
         self._save()
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        _load(self.model, saved["weights"])
+        _load(self.model, saved["weights"], self.stage)
         self.run.load_state_dict(saved["run"])
         if self.best:
             self.best.load_state_dict(saved["best"])
@@ -227,7 +232,7 @@ class _Job:
             metrics = self.stage / "metrics.jsonl"
             with rows.disk_errors(self.stage), open(metrics, "ab") as file:
                 os.fsync(file.fileno())
-            checkpoint.save(self.stage, self.done, state)
+            checkpoint.save(self.stage, self.done, state, self.settings.checkpoint_every)
 
     @contextlib.contextmanager
     def _lines(self) -> Iterator[Any]:
@@ -250,7 +255,7 @@ class _Job:
             yield write
         progress.close()
 
-    def _finish(self, line: dict[str, Any] | None, weights: Weights) -> None:
+    def _finish(self, weights: Weights) -> None:
         source = Model(**self.job["model"])
         save(self.model, self.stage, self.settings, source, weights, self.initial)
         run, groups, counted = self.run, self.groups, self.run.counted
@@ -264,9 +269,10 @@ class _Job:
             epochs=round(self.done / run.steps.per_epoch, 4),
             tokens=counted["tokens"],
             completion_tokens=counted["completion_tokens"],
-            flops=self.cost(counted["tokens"], counted["completion_tokens"]),
+            # As trees, whatever the layout, so that `match_by: flops` follows from the rows alone.
+            flops=counted["flops"],
             tokens_per_s=round(counted["tokens"] / max(seconds, 1e-9), 1),
-            loss=line["loss"] if line else None,
+            loss=self.line["loss"] if self.line else None,
             layout=_layout_facts(self.fit, counted, self.fused),
             precision={
                 "master": "float32",
@@ -296,6 +302,19 @@ class _Job:
                 "held_out_prompts": len(self.held_out),
             }
         return told
+
+
+def _start(model: Model, train: Train, start: str | None) -> tuple[Model, str | None]:
+    """The base to train, and the folder of the adapter to go on from. Raises RftError."""
+    if start is None or not (Path(start) / "config.json").is_file():
+        return model, start
+    if not is_served_whole(train):
+        raise RftError(
+            f"rounds.init: last: {start} is a model of its own (trained without train.lora, or with dora), "
+            "and an adapter that is trained on it would be evaluated on the base: give the arms the same "
+            "train.lora, or set rounds.init to base"
+        )
+    return model.model_copy(update={"base": start, "revision": None}), None
 
 
 def _layout_facts(fit: Fit, counted: dict[str, int], fused: int) -> dict[str, Any]:
@@ -387,12 +406,11 @@ def _weights(model: Any) -> Weights:
     return {name: sharding.whole(param) for name, param in named if param.requires_grad}
 
 
-def _load(model: Any, weights: Weights) -> None:
+def _load(model: Any, weights: Weights, stage: Path) -> None:
     own = {name: param for name, param in model.named_parameters() if param.requires_grad}
     if own.keys() != weights.keys():
         raise RftError(
-            "the checkpoint is of another adapter. Remove the stage's .checkpoints folder to train "
-            "anew."
+            f"{stage}: the checkpoint is of another adapter. Remove {stage / '.checkpoints'} to train anew."
         )
     for name, param in own.items():
         sharding.put(param, weights[name])

@@ -21,6 +21,7 @@ from rft.config_train import EarlyStop, Train
 from rft.precision import LossScale, zero_share
 from rft.training import sharding
 from rft.training.data import Group, Layout, Steps, collate, deal, pack
+from rft.training.model import Cost
 from rft.training.stop import StopSignal
 from rft.types import RftError, digest
 
@@ -61,12 +62,15 @@ class Run:
     scale: LossScale
     train: Train
     steps: Steps
+    cost: Cost
     total: int
     """Optimizer steps of the whole run."""
     seed: int
     stop: StopSignal
     counted: dict[str, int] = field(
-        default_factory=lambda: {"tokens": 0, "completion_tokens": 0, "separate_tokens": 0}
+        default_factory=lambda: dict.fromkeys(
+            ("tokens", "completion_tokens", "separate_tokens", "flops"), 0
+        )
     )
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     """Losses of the steps before."""
@@ -97,13 +101,15 @@ class Run:
         self.counted["tokens"] += tokens
         self.counted["completion_tokens"] += targets
         self.counted["separate_tokens"] += sum(group.separate_tokens for group in groups)
+        self.counted["flops"] += sum(map(self.cost.of, groups))
         seconds = time.perf_counter() - began
         return {
             "step": number + 1,
             "epoch": round((number + 1) / self.steps.per_epoch, 4),
             "loss": loss,
             "lr": lr,
-            "grad_norm": norm,
+            # Of a step that fp16 has left out there is none.
+            "grad_norm": norm if math.isfinite(norm) else None,
             **self.scale.facts,
             **zeros,
             "tokens": tokens,
@@ -132,9 +138,8 @@ class Run:
 
     def _in_step(self, last: bool) -> Any:
         """Has gradients added up between processes after a step's last micro-batch only."""
-        if hasattr(self.objective, "set_requires_gradient_sync"):
-            self.objective.set_requires_gradient_sync(last)
-            last = True
+        # Sharded ones are added up each time: whole ones are what there is no memory for.
+        last = last or hasattr(self.objective, "reshard")
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective)
 
     def _watch(self, loss: float, norm: float) -> None:
@@ -171,6 +176,9 @@ class Run:
             batch = collate(row, self.layout).to(accelerator.device)
             total += torch.stack(objective(batch, score=True)) * weight
         objective.train()
+        if hasattr(objective, "reshard"):
+            # As it would be after a backward pass, or the parameters have other names for the optimizer.
+            objective.reshard()
         total = accelerator.reduce(total, reduction="sum")
         count = sum(group.completion_tokens for group in groups)
         return {
@@ -207,9 +215,10 @@ class Best:
         vars(self).update(state)
 
 
-def advice(number: int, leap: Leap) -> RftError:
+def advice(number: int, leap: Leap, rolls_back: bool) -> RftError:
     """What a run says that a leap has stopped."""
+    more = "" if rolls_back else ", set train.spikes.action to rollback"
     return RftError(
-        f"step {number + 1}: {leap}. Lower train.lr, raise train.warmup_ratio, set "
-        "train.precision.compute to fp32, or train.spikes.action to rollback; the last checkpoint is kept."
+        f"step {number + 1}: {leap}. Lower train.lr, raise train.warmup_ratio{more}, or set "
+        "train.precision.compute and base to fp32; the last checkpoint is kept."
     )

@@ -87,5 +87,5 @@ def _is_plain(layer: Any) -> bool:
         return False
     (name,) = layer.active_adapters
     plain = isinstance(layer.lora_dropout[name], torch.nn.Identity)
-    bias = layer.lora_B[name].bias is not None or layer.base_layer.weight.requires_grad
-    return plain and not bias
+    more = layer.lora_B[name].bias is not None or layer.base_layer.weight.requires_grad
+    return plain and not more

@@ -6,6 +6,7 @@ on the CPU, before the model moves anywhere.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from rft import rows
 from rft.config import Model
@@ -23,12 +25,22 @@ from rft.rows import disk_errors
 from rft.training.data import Group
 from rft.types import RftError
 
+UNREADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+"""What a folder that is no model or adapter, or a torn one, makes the libraries raise."""
+
+
+def _line(fault: Exception) -> str:
+    """What it says, in a line."""
+    return " ".join(str(fault).split())[:200] or type(fault).__name__
+
 
 def load_base(model: Model, train: Train) -> Any:
     """The base model on the CPU, stored in train.precision.base. Raises RftError."""
     from transformers import AutoModelForCausalLM
 
     stored = train.precision.base
+    # It warns of each product that is not in fp16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     computed = DTYPES.get(train.precision.compute, torch.float32)
     try:
         base = AutoModelForCausalLM.from_pretrained(
@@ -41,10 +53,9 @@ def load_base(model: Model, train: Train) -> Any:
                 {"quantization_config": _quantised(stored, computed)} if stored in QUANTISED else {}
             ),
         )
-    except (OSError, ValueError) as fault:
+    except UNREADABLE as fault:
         raise RftError(
-            f"model.base: {model.base}: cannot be loaded for training: "
-            f"{str(fault).splitlines()[0]}. Give a model folder (./name) or a hub name of a causal "
+            f"model.base: {model.base}: cannot be loaded for training: {_line(fault)}. Give a model folder (./name) or a hub name of a causal "
             "language model with SDPA attention."
         ) from fault
     base.config.use_cache = False
@@ -72,8 +83,18 @@ def adapt(base: Any, train: Train, seed: int, start: str | None = None) -> Any:
     Raises RftError for targets that are not in it, or an adapter of another shape.
     """
     if train.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as fault:
+            raise RftError(
+                f"train.gradient_checkpointing: {_line(fault)} Set it to false"
+            ) from fault
     if train.lora is None:
+        if start is not None:
+            raise RftError(
+                f"rounds.init: last: {start} is an adapter, and train.lora: null trains all weights of the "
+                "base: give the arms the same train.lora, or set rounds.init to base"
+            )
         base.requires_grad_(True)
         base.train()
         return base
@@ -117,9 +138,7 @@ def _with_lora(base: Any, lora: Lora, seed: int) -> Any:
     try:
         return get_peft_model(base, config)
     except ValueError as fault:
-        raise RftError(
-            f"train.lora.targets: {lora.targets}: {str(fault).splitlines()[0]}"
-        ) from fault
+        raise RftError(f"train.lora.targets: {lora.targets}: {_line(fault)}") from fault
 
 
 def _load_weights(model: Any, lora: Lora, folder: Path) -> None:
@@ -127,16 +146,21 @@ def _load_weights(model: Any, lora: Lora, folder: Path) -> None:
     from safetensors.torch import load_file
 
     try:
+        told = json.loads((folder / "adapter_config.json").read_text())
+        wanted = {"r": lora.rank, "lora_alpha": lora.alpha, "use_rslora": lora.rslora}
+        other = [f"{k} {told.get(k)}, not {v}" for k, v in wanted.items() if told.get(k) != v]
+        if other:
+            raise ValueError(f"it has {', '.join(other)}")
         weights = load_file(folder / "adapter_model.safetensors")
         got = set_peft_model_state_dict(model, weights)
         wrong = got.unexpected_keys or [name for name in got.missing_keys if "lora_" in name]
         why = f"it does not fit: {wrong[0]}" if wrong else ""
-    except (OSError, RuntimeError, ValueError) as fault:
-        why = " ".join(str(fault).split())[:200]
+    except UNREADABLE as fault:
+        why = _line(fault)
     if why:
         raise RftError(
             f"rounds.init: last: {folder}: {why}. The adapter to go on from must have been trained with "
-            f"the same train.lora (here rank {lora.rank}, targets {lora.targets})"
+            f"the same train.lora (here rank {lora.rank}, alpha {lora.alpha:g}, targets {lora.targets})"
         )
 
 
@@ -177,18 +201,14 @@ def check_rows(base: Any, model: Model, groups: list[Group]) -> None:
     """Raises RftError for rows that this model cannot be trained on."""
     config = base.config.get_text_config()
     vocabulary = base.get_input_embeddings().weight.shape[0]
-    limits = {
-        "max_position_embeddings": getattr(config, "max_position_embeddings", None),
-    }
+    limit = getattr(config, "max_position_embeddings", None)
     for group in groups:
-        longest = group.longest
-        for name, limit in limits.items():
-            if limit is not None and longest > limit:
-                raise RftError(
-                    f"training rows of prompt {group.prompt_id}: prompt and completion have "
-                    f"{longest} tokens, and the {name} of {model.base} is {limit}. Lower "
-                    "sample.max_tokens, or drop long rows with a selector."
-                )
+        if limit is not None and group.longest > limit:
+            raise RftError(
+                f"training rows of prompt {group.prompt_id}: prompt and completion have {group.longest} "
+                f"tokens, and the max_position_embeddings of {model.base} is {limit}. Lower "
+                "sample.max_tokens, or drop long rows with a selector."
+            )
         top = max(int(ids.max()) for ids in (group.prompt, *group.completions))
         if top >= vocabulary:
             raise RftError(
@@ -260,10 +280,16 @@ def _save_whole(model: Any, folder: Path, source: Model, weights: Weights) -> No
     from transformers import AutoTokenizer
 
     model.config.use_cache = True
+    sampling = getattr(model, "generation_config", None)
+    if sampling is not None:
+        # Many published ones name a temperature without it, which is refused when they are saved.
+        sampling.do_sample = True
     if hasattr(model, "merge_and_unload"):
         model.merge_and_unload().save_pretrained(folder)
     else:
-        model.save_pretrained(folder, state_dict=weights)
+        kept = model.state_dict().keys()
+        buffers = {name: b.cpu() for name, b in model.named_buffers() if name in kept}
+        model.save_pretrained(folder, state_dict=weights | buffers)
     AutoTokenizer.from_pretrained(
         source.base, revision=source.revision, trust_remote_code=source.trust_remote_code
     ).save_pretrained(folder)

@@ -159,13 +159,25 @@ def _head_is_all(base: Any, batch: Batch, bound: float) -> bool:
 def _unfit_for_trees(base: Any, groups: list[Group], train: Train) -> str:
     if train.layout == "rows":
         return "as train.layout says"
-    if (train.lora and train.lora.dropout) or getattr(base.config, "attention_dropout", 0):
+    if (train.lora and train.lora.dropout) or _draws(base):
         return "dropout would be drawn once for all that completions share"
     window = _window(base.config.get_text_config())
     longest = max(group.longest for group in groups)
     if window is not None and longest > window:
         return f"rows have up to {longest} tokens, and its attention a window of {window}"
     return ""
+
+
+def _draws(base: Any) -> bool:
+    """Whether a model has dropout of its own: as modules, or by its config."""
+    told = base.config.get_text_config().to_dict()
+    rates = (
+        value
+        for name, value in told.items()
+        if name.endswith(("dropout", "pdrop")) and not name.startswith(("classifier", "summary"))
+    )
+    modules = (m for m in base.modules() if isinstance(m, torch.nn.Dropout))
+    return any(m.p > 0 for m in modules) or any(isinstance(r, float) and r > 0 for r in rates)
 
 
 def _try_trees(base: Any, tree: Batch, wanted: torch.Tensor, bound: float) -> tuple[str, float]:

@@ -33,7 +33,7 @@ def product(
 def summed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """x (T, O) transposed @ y (T, I): (O, I), the gradient of a weight. The wider side comes last,
     which oneDNN does at twice the speed."""
-    if x.shape[1] > y.shape[1]:
+    if x.shape[1] > y.shape[1] and x.device.type == "cpu":
         return product(y.T, x.T).T.contiguous()
     return product(x.T, y.T)
 

@@ -22,6 +22,8 @@ from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
 from rft import rows
+from rft.config_train import Precision
+from rft.precision import QUANTISED, products
 from rft.training.data import Batch, Group, Layout, collate, split
 from rft.training.objective import Objective, logits
 from rft.types import Candidate, RftError
@@ -31,19 +33,21 @@ TOKENS = 256
 
 LIMITS = {
     # loss: relative; logit: of their standard deviation; cosine: of the gradients, at least.
-    torch.float16: (0.005, 0.05, 0.995),
-    torch.bfloat16: (0.03, 0.3, 0.95),
+    "tf32": (0.005, 0.05, 0.995),
+    "fp16": (0.005, 0.05, 0.995),
+    "bf16": (0.03, 0.3, 0.95),
 }
-"""What rounding explains. Each product is off by up to 2^-11 (fp16) or 2^-8 (bf16) of its largest
+"""What rounding explains. Each product is off by up to 2^-11 (tf32, fp16) or 2^-8 (bf16) of its largest
 terms, errors of some hundred layers add up like a random walk, and measured models stay below a fifth of
-these (docs/precision.md); a format that a model does not bear exceeds them many times over."""
+these; a format that a model does not bear exceeds them many times over."""
 
 CANDIDATES = 16
 """Whose log-probabilities are compared."""
 
-NATS = {"float32": 0.02, "other": 0.15}
-"""Most that a token's log-probability may differ on average. Between two implementations in float32 it is
-1e-5 or so, in bfloat16 0.01 to 0.03; another prompt, adapter or scale makes it some tenths to nats."""
+EXACT, ROUNDED, QUANTISED_BASE = 0.02, 0.15, 0.6
+"""Most that a token's log-probability may differ on average, nats: both in float32, one of them in 16 bits,
+and over a base that is stored in 8 or 4. Between two implementations in float32 it is 1e-5 or so, in
+bfloat16 0.01 to 0.03, over nf4 0.1; another prompt, adapter or scale makes it some tenths to nats."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,14 @@ class _Float32(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def compare_formats(objective: Objective, groups: list[Group]) -> Formats | None:
+def compare_formats(
+    objective: Objective, groups: list[Group], precision: Precision
+) -> Formats | None:
     """None where there is nothing to compare: FP32 throughout, or a base in whole numbers, whose layers
     have no other way to compute. Leaves gradients as they were: none. Raises RftError where the format
     computes something else than rounding explains."""
-    stored = {param.dtype for param in objective.parameters()}
     compute = objective.compute
-    if not all(dtype.is_floating_point for dtype in stored):
-        return None
-    if compute is None and stored == {torch.float32}:
+    if precision.compute == "fp32" or precision.base in QUANTISED:
         return None
     device = next(objective.parameters()).device
     batch = _some(groups, objective.fit.layout).to(device)
@@ -95,7 +98,10 @@ def compare_formats(objective: Objective, groups: list[Group]) -> Formats | None
     objective.eval()
     try:
         for exact in (True, False):
-            with _in(objective, None if exact else compute, exact):
+            with (
+                _in(objective, None if exact else compute, exact),
+                products(Precision() if exact else precision),
+            ):
                 loss = objective(batch)
                 loss.backward()
                 with (
@@ -119,12 +125,12 @@ def compare_formats(objective: Objective, groups: list[Group]) -> Formats | None
         gradient_cosine=float(torch.nn.functional.cosine_similarity(grad, exact_grad, dim=0)),
         gradient_norm_ratio=float(grad.norm() / exact_grad.norm()),
     )
-    _check(got, compute or next(iter(stored - {torch.float32})))
+    _check(got, precision.compute)
     return got
 
 
-def _check(got: Formats, dtype: torch.dtype) -> None:
-    loss, logit, cosine = LIMITS[dtype]
+def _check(got: Formats, compute: str) -> None:
+    loss, logit, cosine = LIMITS[compute]
     off = abs(got.loss - got.loss_fp32) / max(abs(got.loss_fp32), 1e-6)
     # Not `>`: what is not a number must not pass.
     if not (off <= loss and got.logit_error <= logit and got.gradient_cosine >= cosine):
@@ -132,8 +138,7 @@ def _check(got: Formats, dtype: torch.dtype) -> None:
             f"train.precision: on a batch of these rows the loss is {got.loss:.4f} where FP32 has "
             f"{got.loss_fp32:.4f}, the logits differ by {got.logit_error:.1%} of their spread, and the "
             f"cosine of the gradients is {got.gradient_cosine:.4f}: more than rounding to "
-            f"{str(dtype).removeprefix('torch.')} explains. Set train.precision.compute to fp32, or from "
-            "fp16 to bf16"
+            f"{compute} explains. Set train.precision.compute and base to fp32, or from fp16 to bf16"
         )
 
 
@@ -154,6 +159,8 @@ def _some(groups: list[Group], layout: Layout) -> Batch:
     chosen: list[Group] = []
     room = TOKENS
     for group in groups:
+        if not any(group.weights):
+            continue
         part = next(split(group, TOKENS))
         if chosen and part.tokens > room:
             break
@@ -175,8 +182,8 @@ class Parity:
 
 
 @torch.no_grad()
-def compare_sampler(objective: Objective, sample: Path, label: str) -> Parity | None:
-    """Candidates of the stage in `sample`, drawn with the weights that the model has now.
+def compare_sampler(objective: Objective, sample: Path, label: str, limit: float) -> Parity | None:
+    """Candidates of the stage in `sample`, drawn with the weights that the model has now. limit: nats.
 
     None where none of them has log-probabilities of its own. Raises RftError where they differ by
     more than two implementations do.
@@ -205,15 +212,12 @@ def compare_sampler(objective: Objective, sample: Path, label: str) -> Parity | 
         objective.train(was_training)
     tokens = sum(len(c.token_ids) for c in chosen)
     got = Parity(len(chosen), tokens, statistics.mean(off), max(off))
-    exact = objective.compute is None and all(
-        p.dtype is torch.float32 for p in objective.parameters()
-    )
-    if not got.difference <= NATS["float32" if exact else "other"]:
+    if not got.difference <= limit:
         raise RftError(
             f"{label}: the sampler gave its tokens other log-probabilities than the model that is trained: "
             f"{got.difference:.3g} nats a token on average over {got.candidates} candidates. Was another "
             "base model, adapter, chat template or number format sampled with? Compare model.base, "
-            "sample.policy and sample.engine; candidates that were drawn elsewhere must come through "
+            "sample.policy, sample.engine and train.precision.base; candidates that were drawn elsewhere must come through "
             "`use: replay` without log-probabilities"
         )
     return got
@@ -227,13 +231,23 @@ def _alone(candidate: Candidate) -> Batch:
     return collate([Group(candidate.prompt_id, prompt, (ids,), (1.0,))], Layout.ROWS)
 
 
-def compare_samplers(objective: Objective, job: dict[str, Any]) -> list[dict[str, Any]]:
+def compare_samplers(
+    objective: Objective, job: dict[str, Any], precision: Precision
+) -> list[dict[str, Any]]:
     """`compare_sampler` for each stage that the job names in `drawn`, with the adapter that it sampled
     with; those are left out whose weights this model can't take on."""
     model, found = objective.model, []
     for number, one in enumerate(job.get("drawn", [])):
+        # On a GPU vLLM samples a checkpoint in float32 in 16 bits.
+        full = one["dtype"] == "float32" or (
+            one["dtype"] == "auto" and not torch.cuda.is_available()
+        )
+        limit = EXACT if full and precision.compute in ("fp32", "tf32") else ROUNDED
+        if precision.base in QUANTISED:
+            limit = QUANTISED_BASE
         with _as_sampled(model, one["adapter"], f"policy{number}", job.get("start")) as fits:
-            if fits and (got := compare_sampler(objective, Path(one["sample"]), job["label"])):
+            sample = Path(one["sample"])
+            if fits and (got := compare_sampler(objective, sample, job["label"], limit)):
                 found.append(asdict(got))
     return found
 
@@ -243,7 +257,8 @@ def _as_sampled(model: Any, adapter: str | None, name: str, start: str | None) -
     if adapter == start:
         # As it is: a fresh adapter changes nothing.
         yield True
-    elif not hasattr(model, "get_base_model"):
+    elif not hasattr(model, "get_base_model") or (start and not _has_layers_of(model, Path(start))):
+        # All weights are trained, or the base is no longer what was sampled from.
         yield False
     elif "pissa" in str(model.peft_config["default"].init_lora_weights):
         # Its frozen part is no longer the base that others' adapters are for.

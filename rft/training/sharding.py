@@ -12,19 +12,30 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rft.config_train import Precision
+from rft.config_train import Precision, Train
 from rft.precision import DTYPES
 from rft.types import RftError
 
 
-def is_asked() -> bool:
-    """Whether the launch config says FSDP. Raises RftError for DeepSpeed."""
+def is_asked(train: Train, processes: int) -> bool:
+    """Whether the launch config says FSDP. Raises RftError for DeepSpeed, and for what can't be sharded."""
+    # accelerate has all processes but one load zeros, for FSDP1 to fill; `fully_shard` would not.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise RftError(
             "train.launch: DeepSpeed takes the backward pass and the step over, and with them what a step "
             "is here. Use configs/accelerate/fsdp8.yaml: FSDP2 shards the same things as ZeRO-3"
         )
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or processes == 1:
+        return False
+    what = ""
+    if train.lora and train.lora.dora:
+        what = "train.lora.dora: it is saved as a merged model, and sharded weights can't be merged"
+    elif train.precision.base == "int8":
+        what = "train.precision.base: int8: bitsandbytes' weights can't be sharded"
+    if what:
+        raise RftError(f"{what}: set train.launch to a config without FSDP")
+    return True
 
 
 def shard(objective: Any, base: Any, precision: Precision, device: torch.device) -> Any:
@@ -80,4 +91,9 @@ def load_optimizer_state(optimizer: Any, told: dict[str, Any]) -> None:
                 for k, v in one.items()
             }
         state[number] = one
-    optimizer.load_state_dict({**told, "state": state})
+    groups = [
+        # How it steps is this process's matter.
+        {**group, **{k: own[k] for k in ("fused", "foreach") if k in own}}
+        for group, own in zip(told["param_groups"], optimizer.param_groups)
+    ]
+    optimizer.load_state_dict({"param_groups": groups, "state": state})

@@ -41,8 +41,11 @@ def main() -> None:
     chance, kills, again = random.Random(args.seed), 0, 0
     metrics = Path(hurt["folder"]) / "metrics.jsonl"
     while True:
+        old = metrics.stat().st_ino if metrics.is_file() else 0
         run = start(args, hurt)
-        # The trainer drops the lines after its checkpoint when it begins.
+        # The trainer writes the file anew when it begins, without what it will do again.
+        while run.poll() is None and (metrics.stat().st_ino if metrics.is_file() else 0) == old:
+            time.sleep(0.01)
         if kills < args.kills:
             before = resumed(hurt)
             left = max(args.steps - before - 1, 1)
@@ -59,6 +62,8 @@ def main() -> None:
                 continue
         assert run.wait() == 0
         break
+    if kills < args.kills:
+        sys.exit(f"only {kills} kills hit it: give more --steps")
     compare(Path(whole["folder"]), Path(hurt["folder"]), kills, again)
 
 

@@ -257,21 +257,30 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, base: Path):
 
 
 def test_two_sharded_processes_learn_what_one_does_and_one_goes_on(tmp_path: Path, base: Path):
-    """FSDP2; a checkpoint of two processes is taken up by one, and the other way round."""
+    """FSDP2; a checkpoint of two processes is taken up by one, and that of one by two."""
     data = write_rows(tmp_path / "rows")
     launch = ["--config_file", str(CONFIGS / "cpu2.yaml")]
     sharded = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_FSDP": "true"}
     for kind in ({"lora": {}}, {"lora": None}):
-        plain: dict[str, Any] = {**kind, "epochs": 3, "checkpoint_every": 2}
+        plain: dict[str, Any] = {**kind, "epochs": 12, "checkpoint_every": 2}
         name = "full" if kind["lora"] is None else "lora"
         one, two = (job(tmp_path / f"{name}{n}", base, data, **plain) for n in (1, 2))
+        early = {"hold_out": 0.2, "every": 4, "patience": 9}
+        more = job(tmp_path / f"{name}3", base, data, **{**plain, "epochs": 2}, early_stop=early)
         train(tmp_path, [one])
-        child = start(tmp_path, [two], launch, env=sharded)
+        # The second job of a launch finds the processes joined already.
+        child = start(tmp_path, [more, two], launch, env=dict(sharded))
         wait_for_steps(Path(two["folder"]), 3, child)
         child.terminate()
         said = child.communicate(timeout=60)[1]
         assert child.returncode == 130, said
-        train(tmp_path, [two])
+        assert manifest(tmp_path / f"{name}3")["early_stop"]["loss"] > 0
+        # Taken up by one process, and again by two.
+        child = start(tmp_path, [two])
+        wait_for_steps(Path(two["folder"]), len(metrics(Path(two["folder"]))) + 3, child)
+        child.terminate()
+        assert child.communicate(timeout=60) and child.returncode == 130
+        train(tmp_path, [two], launch, env=dict(sharded))
         for key in ("loss", "grad_norm"):
             told = [[m[key] for m in metrics(tmp_path / f"{name}{n}")] for n in (1, 2)]
             assert told[1] == pytest.approx(told[0], rel=1e-4), (name, key)

@@ -47,6 +47,17 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path: Path):
     assert loaded["adapter"]["w"].tolist() == [12.0] * 3
 
 
+def test_a_checkpoint_of_a_regular_step_outlives_interruptions(tmp_path: Path):
+    """Leaps are rolled back to it, as they would be had there been no interruption."""
+    for step in (4, 5, 6, 7):
+        checkpoint.save(tmp_path, step, state(step), every=4)
+    kept = [p.name for p in sorted((tmp_path / ".checkpoints").iterdir())]
+    assert kept == [f".step-00000000{step}.pt" for step in (4, 6, 7)]
+    loaded = [checkpoint.load(tmp_path), checkpoint.load(tmp_path, every=4)]
+    assert [one and one["step"] for one in loaded] == [7, 4]
+    assert checkpoint.load(tmp_path, every=3)["step"] == 6
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage, capfd):
     checkpoint.save(tmp_path, 3, state(3))

@@ -141,6 +141,13 @@ def test_gradient_checkpointing_changes_no_gradient():
         found.append(gradients(model))
     assert all(torch.allclose(found[0][n], found[1][n], rtol=1e-5, atol=1e-7) for n in found[0])
     assert any(float(g.norm()) > 0 for g in found[1].values())
+    assert model.get_base_model().is_gradient_checkpointing
+
+
+def gpt2(**changes) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128, **changes)
+    return GPT2LMHeadModel(config)
 
 
 def mistral(**changes) -> MistralForCausalLM:
@@ -155,7 +162,7 @@ def mistral(**changes) -> MistralForCausalLM:
         mistral,
         lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
         # Learned positions.
-        lambda: GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)),
+        lambda: gpt2(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
     ],
 )
 def test_models_that_compute_trees_are_given_trees(make):
@@ -183,6 +190,7 @@ def bloom() -> BloomForCausalLM:
         (mamba, {}, "its attention does not compute branches as it computes rows"),
         (lambda: mistral(sliding_window=8), {}, "and its attention a window of 8"),
         (llama, {"lora": {"dropout": 0.1}}, "dropout would be drawn once"),
+        (gpt2, {}, "dropout would be drawn once"),
         (llama, {"layout": "rows"}, "as train.layout says"),
     ],
 )
@@ -192,6 +200,7 @@ def test_other_models_are_trained_on_plain_rows_and_say_why(make, train, why):
     fit = check_layout(model, MODEL, groups, Train(**train))
     assert fit.layout is Layout.ROWS and why in fit.why
     assert model.config._attn_implementation == before
+    model.eval()
     total = sum(
         Objective(model, fit, None)(collate(some, fit.layout)).item()
         for some in pack(groups, 40, fit.layout)
@@ -243,6 +252,50 @@ def test_unknown_targets_are_named():
         match=r"targets: no module .* called nothing; its linear layers are down_proj, gate_proj",
     ):
         adapt(llama(), Train(lora=Lora(targets=["nothing"])), seed=0)
+
+
+def start_from(folder: Path, **lora: Any) -> Any:
+    """A model that goes on from an adapter of rank 16 and alpha 32."""
+    source = Model(base=str(folder / "base"))
+    llama().save_pretrained(folder / "base")
+    first = adapted(load_base(source, Train()))
+    (folder / "first").mkdir()
+    save(first, folder / "first", Train(), source, first.state_dict(), {})
+    train = Train(lora=lora if lora else {})
+    return first, adapt(load_base(source, train), train, 1, str(folder / "first"))
+
+
+def test_training_goes_on_from_an_adapter(tmp_path: Path):
+    batch = collate(some_groups(), Layout.ROWS)
+    losses = [Objective(model, ROWS, None)(batch).item() for model in start_from(tmp_path)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "lora, told",
+    [
+        ({"alpha": 16}, "lora_alpha 32.*, not 16"),
+        ({"rank": 8}, "r 16, not 8"),
+        ({"rslora": True}, "use_rslora False, not True"),
+        ({"targets": ["q_proj"]}, "does not fit"),
+    ],
+)
+def test_an_adapter_of_another_shape_or_scale_is_refused(tmp_path: Path, lora, told):
+    with pytest.raises(RftError, match=f"rounds.init: last: .*{told}"):
+        start_from(tmp_path, **lora)
+
+
+def test_all_weights_cannot_go_on_from_an_adapter():
+    with pytest.raises(RftError, match="train.lora: null trains all weights"):
+        adapt(llama(), Train(lora=None), 0, "some/adapter")
+
+
+def test_a_torn_model_is_named(tmp_path: Path):
+    llama().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(RftError, match="model.base: .*cannot be loaded for training"):
+        load_base(Model(base=str(tmp_path)), Train())
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path):

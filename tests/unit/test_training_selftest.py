@@ -40,7 +40,7 @@ def test_a_format_that_rounds_passes(tmp_path: Path, compute, base, fused):
     if fused:
         fuse(model)
     one = objective(model, train)
-    got = selftest.compare_formats(one, some_groups())
+    got = selftest.compare_formats(one, some_groups(), train.precision)
     assert got is not None
     assert 0 < got.logit_error < 0.05 and got.gradient_cosine > 0.98
     assert 0 < abs(got.loss / got.loss_fp32 - 1) < 0.01
@@ -50,7 +50,8 @@ def test_a_format_that_rounds_passes(tmp_path: Path, compute, base, fused):
 
 
 def test_in_fp32_there_is_nothing_to_compare():
-    assert selftest.compare_formats(objective(adapted(llama()), Train()), some_groups()) is None
+    one = objective(adapted(llama()), Train())
+    assert selftest.compare_formats(one, some_groups(), Precision()) is None
 
 
 def test_a_format_that_a_model_does_not_bear_stops_the_run():
@@ -62,7 +63,7 @@ def test_a_format_that_a_model_does_not_bear_stops_the_run():
     train = Train(precision=Precision(compute="fp16"))
     one = objective(adapted(base), train)
     with pytest.raises(RftError, match=r"train.precision: on a batch .* from fp16 to bf16"):
-        selftest.compare_formats(one, some_groups())
+        selftest.compare_formats(one, some_groups(), train.precision)
 
 
 def drawn(model: Any, folder: Path, groups: list[Group]) -> Path:
@@ -99,10 +100,16 @@ def compared(policy: Path, adapter: Path | None, train: Train | None = None) -> 
     model = adapt(load_base(Model(base=str(policy / "base")), train), train, seed=1)
     job = {
         "label": "train (rft)",
-        "drawn": [{"sample": str(policy / "sample"), "adapter": adapter and str(adapter)}],
+        "drawn": [
+            {
+                "sample": str(policy / "sample"),
+                "adapter": adapter and str(adapter),
+                "dtype": "float32",
+            }
+        ],
     }
     before = {name: param.clone() for name, param in model.named_parameters()}
-    found = selftest.compare_samplers(objective(model, train), job)
+    found = selftest.compare_samplers(objective(model, train), job, train.precision)
     after = dict(model.named_parameters())
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
