@@ -115,7 +115,8 @@ class Candidate:
     """The sampled ids, with the EOS token where the model produced one: what the trainer uses."""
     finish: Finish
     logprob: float | None = None
-    """Sum of the sampled tokens' log-probabilities (nats); None for references."""
+    """Sum of the sampled tokens' log-probabilities (nats), which training holds against its own; None for
+    references, and where a sampler does not know."""
     token_logprobs: tuple[float, ...] | None = None
     """One per token of `token_ids`, where the decoding settings ask for them."""
     pool: str = ""

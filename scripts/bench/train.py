@@ -38,6 +38,9 @@ from typing import Any
 VARIANTS = ("ours", "plain", "trl")
 """plain: ours with every row of its own."""
 
+CHILDREN = (*VARIANTS, "model", "peak")
+"""What has a process of its own, whose memory is free afterwards."""
+
 SHAPES = {
     # hidden_size, intermediate_size, layers, heads, key heads, vocabulary
     "tiny": (64, 176, 2, 4, 2, 1024),
@@ -64,20 +67,20 @@ def main() -> None:
     parser.add_argument("--length", type=int, nargs="+", default=[512], help="TRL's packed length")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", default="ours,trl")
-    parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        side = trl if args.child == "trl" else ours
+        side = {"trl": trl, "model": random_model, "peak": gemm_peak}.get(args.child, ours)
         print("RESULT", json.dumps(side(args)))
         return
     args.folder = Path(tempfile.mkdtemp(prefix="bench-train-"))
     if args.shape:
-        args.model = random_model(args)
+        args.model = in_a_process(args, "model")["folder"]
     facts = prepare(args)
     print(", ".join(f"{name} {value:,}" for name, value in facts.items()), flush=True)
-    peak = gemm_peak(args.compute)
+    peak = in_a_process(args, "peak")["gflops"]
     print(f"matrix product: {peak:,.0f} GFLOP/s in {args.compute}", flush=True)
     needed = operations(args)
     chosen = args.variants.split(",")
@@ -89,16 +92,19 @@ def main() -> None:
     got: dict[tuple[str, int], list[dict[str, Any]]] = {side: [] for side in sides}
     for i in range(args.rounds):
         for side in sides if i % 2 == 0 else sides[::-1]:
-            one = in_a_process(*side)
+            one = in_a_process(args, *side)
+            if not one:
+                continue
             got[side].append(one)
             shown = f"{facts['row tokens'] * args.epochs / one['seconds']:.0f} tokens/s"
             print(f"  round {i + 1}, {side[0]} ({side[1]}): {shown}, {one}", flush=True)
     best = {
         variant: min(
-            (side for side in sides if side[0] == variant),
+            (side for side in sides if side[0] == variant and got[side]),
             key=lambda side: statistics.median(one["seconds"] for one in got[side]),
         )
         for variant in chosen
+        if any(side[0] == variant and got[side] for side in sides)
     }
     for variant, side in best.items():
         seconds = statistics.median(one["seconds"] for one in got[side])
@@ -108,8 +114,8 @@ def main() -> None:
             f"{statistics.mean(one['held_out'] for one in got[side]):.4f}, "
             f"{needed[variant] * args.epochs / seconds / peak / 1e9:.2f} of the machine"
         )
-    for variant in chosen:
-        if variant != "trl" and "trl" in chosen:
+    for variant in best:
+        if variant != "trl" and "trl" in best:
             mine, theirs = got[best[variant]], got[best["trl"]]
             faster = [b["seconds"] / a["seconds"] for a, b in zip(mine, theirs)]
             leaner = [a["peak_gb"] / b["peak_gb"] for a, b in zip(mine, theirs)]
@@ -119,18 +125,19 @@ def main() -> None:
             )
 
 
-def in_a_process(variant: str, size: int) -> dict[str, Any]:
-    words = [sys.executable, __file__, *sys.argv[1:], "--child", variant, "--size", str(size)]
-    words += ["--folder", str(_folder), "--model", str(_model)]
+def in_a_process(args: argparse.Namespace, child: str, size: int = 0) -> dict[str, Any]:
+    """What the child says; nothing where it failed, for instance for want of memory."""
+    words = [sys.executable, __file__, *sys.argv[1:], "--child", child, "--size", str(size)]
+    words += ["--folder", str(args.folder), *(["--model", args.model] if args.model else [])]
     done = subprocess.run(words, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
-        sys.exit(f"{variant}:\n{done.stderr[-4000:]}")
+        print(f"  {child} ({size}) failed: {done.stderr.strip()[-2000:]}", flush=True)
+        if child not in VARIANTS:
+            sys.exit(1)
+        return {}
     told: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
     return told
-
-
-_folder = _model = Path()
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
@@ -139,8 +146,6 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     from rft.training.data import read_groups
     from rft.types import TrainRow
 
-    global _folder, _model
-    _folder, _model = args.folder, Path(args.model)
     if args.shape:
         every = random_rows(args)
         prompts = list(dict.fromkeys(row.prompt_id for row in every))
@@ -181,7 +186,7 @@ def from_text(args: argparse.Namespace) -> list[Any]:
     return made
 
 
-def random_model(args: argparse.Namespace) -> str:
+def random_model(args: argparse.Namespace) -> dict[str, str]:
     """A folder with a model of the shape and the embedded tokenizer."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -202,7 +207,7 @@ def random_model(args: argparse.Namespace) -> str:
         Qwen2ForCausalLM(config).to(stored).save_pretrained(folder)
     for path in (Path(__file__).resolve().parents[2] / "rft" / "embedded" / "model").glob("token*"):
         shutil.copy(path, folder)
-    return str(folder)
+    return {"folder": str(folder)}
 
 
 def random_rows(args: argparse.Namespace) -> list[Any]:
@@ -219,7 +224,7 @@ def random_rows(args: argparse.Namespace) -> list[Any]:
     return made
 
 
-def gemm_peak(compute: str) -> float:
+def gemm_peak(args: argparse.Namespace) -> dict[str, float]:
     """GFLOP/s of the best of several square products."""
     import torch
 
@@ -227,17 +232,17 @@ def gemm_peak(compute: str) -> float:
     from rft.training.products import product
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = compute == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = args.compute == "tf32"
     best = 0.0
     for size in (1024, 2048, 8192) if device == "cuda" else (1024, 2048):
-        a = torch.randn(size, size, device=device, dtype=DTYPES.get(compute, torch.float32))
+        a = torch.randn(size, size, device=device, dtype=DTYPES.get(args.compute, torch.float32))
         for _ in range(8):
             start = time.perf_counter()
             product(a, a)
             if device == "cuda":
                 torch.cuda.synchronize()
             best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
-    return best
+    return {"gflops": best}
 
 
 def operations(args: argparse.Namespace) -> dict[str, float]:
@@ -269,6 +274,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     from rft.config import Model
     from rft.config_train import Train
     from rft.training.job import train_job
+    from rft.training.loop import Run
     from rft.training.stop import StopSignal
 
     train, folder = Train(lr=args.lr), args.folder / f"ours-{time.monotonic_ns()}"
@@ -293,12 +299,21 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         "seed": 0,
         "rows": str(args.folder / "train"),
     }
+    times: list[float] = []
+    step = Run.step
+
+    def timed(self: Run, number: int) -> Any:
+        times.append(time.perf_counter())
+        told = step(self, number)
+        times.append(time.perf_counter())
+        return told
+
+    Run.step = timed  # type: ignore[method-assign]
     train_job(job, StopSignal())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     peak = peak_gb()
     return {
-        "seconds": round(sum(line["seconds"] for line in lines), 2),
-        "steps": len(lines),
+        "seconds": round(times[-1] - times[0], 2),
+        "steps": len(times) // 2,
         "peak_gb": round(peak, 3),
         "held_out": held_out(args, folder),
     }
@@ -377,7 +392,7 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
         logging_steps=1000,
         disable_tqdm=True,
     )
-    stored = torch.bfloat16 if args.compute == "bf16" else torch.float32
+    stored = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.compute, torch.float32)
     torch.backends.cuda.matmul.allow_tf32 = args.compute == "tf32"
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=stored)
     clock = Clock()
@@ -412,13 +427,17 @@ def held_out(args: argparse.Namespace, adapter: Path) -> float:
     from rft import rows
     from rft.types import TrainRow
 
-    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    stored = torch.float32 if device == "cpu" else torch.bfloat16
+    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=stored).to(device)
     model = PeftModel.from_pretrained(base, adapter).eval()
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows.read(args.folder / "test", TrainRow):
-            ids = torch.tensor([[*row.prompt_token_ids, *row.token_ids]])
-            logits = model(input_ids=ids).logits[0, len(row.prompt_token_ids) - 1 : -1]
+            ids = torch.tensor([[*row.prompt_token_ids, *row.token_ids]], device=device)
+            logits = (
+                model(input_ids=ids).logits[0, len(row.prompt_token_ids) - 1 : -1].float().cpu()
+            )
             total += float(cross_entropy(logits, torch.tensor(row.token_ids), reduction="sum"))
             count += len(row.token_ids)
     return round(total / count, 4)

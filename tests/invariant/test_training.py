@@ -299,6 +299,29 @@ def test_accelerates_own_launcher_works_too(tmp_path: Path, base: Path):
     assert manifest(tmp_path / "one")["processes"] == 1
 
 
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, base: Path):
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
+    data, small = write_rows(tmp_path / "rows"), tmp_path / "small"
+    one = job(small, base, data, lora={}, epochs=20, checkpoint_every=2)
+    file = tmp_path / "jobs.json"
+    file.write_text(json.dumps([one]))
+    look = f"from rft.training import checkpoint as c; print('at', c.load(__import__('pathlib').Path({str(small)!r}))['step'])"
+    # Room for two checkpoints and the beginning of a third.
+    sandbox = [bwrap, "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+    sandbox += ["--size", str(1_000_000), "--tmpfs", str(small)]
+    script = (
+        f'{sys.executable} -m rft.stages.train {file}; echo code $?; {sys.executable} -c "{look}"'
+    )
+    done = subprocess.run(
+        [*sandbox, "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert "code 2" in done.stdout, done.stderr
+    assert "the disk is full" in done.stderr and "Traceback" not in done.stderr
+    assert int(done.stdout.split("at ")[1]) >= 2
+
+
 @pytest.mark.parametrize(
     "launch, settings, told",
     [

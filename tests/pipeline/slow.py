@@ -21,9 +21,7 @@ class slow:
             time.sleep(0.02)
             text = f"#### {self.setup.prompts[r.prompt_id].answer}" + "0" * (r.index % 2)
             ids = self.setup.renderer.completion_ids(text)
-            yield Candidate(
-                r.id, r.prompt_id, r.index, text, r.prompt_token_ids, ids, Finish.STOP, -1.0
-            )
+            yield Candidate(r.id, r.prompt_id, r.index, text, r.prompt_token_ids, ids, Finish.STOP)
 
     def stats(self) -> dict[str, float]:
         return {}
