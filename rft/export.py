@@ -23,7 +23,7 @@ from rft.plan import Plan
 from rft.precision import DTYPES
 from rft.report import words
 from rft.training.data import Layout, collate, read_groups
-from rft.training.model import load_base
+from rft.training.model import load_base, save_whole
 from rft.training.objective import logits
 from rft.types import RftError, TrainRow
 
@@ -55,7 +55,7 @@ def export(experiment: Experiment, arm: str, to: Path, seed: int | None, dtype: 
     with rows.disk_errors(to):
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.parent.mkdir(parents=True, exist_ok=True)
-        _write(whole.to(DTYPES[dtype]), model, tmp)
+        save_whole(whole.to(DTYPES[dtype]), tmp, model)
         card = _card(plan, node, arm, seed, settings, dtype, agreed)
         (tmp / "README.md").write_text(card)
         os.replace(tmp, to)
@@ -67,9 +67,7 @@ def _trained(plan: Plan, arm: str, seed: int) -> Node:
         if row.arm == arm and row.seed == seed:
             node = row.links.get("5_train")
             if node is None:
-                raise RftError(
-                    f"arms.{arm} trains nothing: there is only {row.arm}'s base to export"
-                )
+                raise RftError(f"arms.{arm} trains nothing: it has no weights of its own to export")
             if not node.done:
                 raise RftError(
                     f"{node.label} is not done: run `rft train {plan.experiment.path}` first"
@@ -102,17 +100,6 @@ def _merged(node: Node, model: Model) -> tuple[Any, float]:
     return merged, off
 
 
-def _write(whole: Any, model: Model, folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    whole.config.use_cache = True
-    whole.generation_config.do_sample = True  # see rft.training.model
-    whole.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(
-        model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
-    ).save_pretrained(folder)
-
-
 def _card(
     plan: Plan, node: Node, arm: str, seed: int, train: Train, dtype: str, agreed: float | None
 ) -> str:
@@ -132,7 +119,7 @@ def _card(
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {experiment.name}: {arm}, seed {seed}",
-        f"{base}, fine-tuned by rejection sampling with [rft]. Stored in {dtype}."
+        f"{base}, fine-tuned by rejection sampling (rft). Stored in {dtype}."
         + (merged if agreed is not None else ""),
         "## Data",
         f"{told['rows']:,} answers to {told['prompts']:,} prompts of `{own.prompts.use}` "

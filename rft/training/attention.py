@@ -3,8 +3,8 @@
 The textbook's mask over a packed row is quadratic in the row, and nearly all of it is hidden: groups
 don't see each other. On a CPU each group is computed on its own; in float32 by `_Attention`, since torch's
 kernel for CPUs is made for longer rows than these: it gets a fifth of what the machine's products can. On
-a GPU FlexAttention skips the hidden blocks (arXiv 2412.05496), where Triton
-is there to compile it, and the whole row goes through SDPA with a mask where it is not.
+a GPU FlexAttention skips the hidden blocks (arXiv 2412.05496) where Triton is there to compile it, and
+the whole row goes through SDPA with a mask where it is not.
 """
 
 import functools

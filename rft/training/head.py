@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rft.training.products import product, summed
+from rft.training.products import computed_in, product, summed
 
 CHUNK = 1 << 24
 """Logits of a chunk: 64 MB."""
@@ -28,9 +28,7 @@ class _Loss(torch.autograd.Function):
         weights: torch.Tensor,
     ) -> torch.Tensor:
         device = hidden.device.type
-        computed = (
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        )
+        computed = computed_in(hidden)
         rows = max(CHUNK // head.shape[0], 16)
         with torch.autocast(device, enabled=False):
             matrix = head.to(computed)

@@ -79,7 +79,8 @@ class _Job:
             self.model, self.fit, precision.autocast_dtype(settings.precision)
         )
         saved = checkpoint.load(self.stage)
-        self.proofs = saved["proofs"] if saved else self._prove(objective)
+        found = [] if saved else selftest.compare_samplers(objective, job, settings.precision)
+        self.proofs: dict[str, Any] = saved["proofs"] if saved else {"sampler": found}
         self.fused = fuse(self.model) + layers.replace(base)
         if not saved:
             formats = selftest.compare_formats(objective, self.groups, settings.precision)
@@ -119,9 +120,6 @@ class _Job:
         self.trainable = precision.assert_fp32_masters(self.model, optimizer)
         if self.main:
             self._tell(saved is not None)
-
-    def _prove(self, objective: Objective) -> dict[str, Any]:
-        return {"sampler": selftest.compare_samplers(objective, self.job, self.settings.precision)}
 
     def _tell(self, resumed: bool) -> None:
         checkpoint.drop_damaged(self.stage, self.done)
@@ -321,6 +319,7 @@ def _layout_facts(fit: Fit, counted: dict[str, int], fused: int) -> dict[str, An
     return {
         "kind": str(fit.layout),
         **({"why": fit.why} if fit.why else {}),
+        "gap_nats": fit.gap,
         "fused_head": fit.fused_head,
         "fused_layers": fused,
         "separate_rows_tokens": counted["separate_tokens"],

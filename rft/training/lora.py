@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 
-from rft.training.products import product, summed
+from rft.training.products import computed_in, product, summed
 
 
 class _Lora(torch.autograd.Function):
@@ -27,7 +27,7 @@ class _Lora(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         device = x.device.type
-        used = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        used = computed_in(x)
         flat = x.reshape(-1, x.shape[-1]).to(used)
         with torch.autocast(device, enabled=False):
             inner = product(flat, down.to(used))

@@ -55,8 +55,8 @@ def load_base(model: Model, train: Train) -> Any:
         )
     except UNREADABLE as fault:
         raise RftError(
-            f"model.base: {model.base}: cannot be loaded for training: {_line(fault)}. Give a model folder (./name) or a hub name of a causal "
-            "language model with SDPA attention."
+            f"model.base: {model.base}: cannot be loaded for training: {_line(fault)}. Give a model folder "
+            "(./name) or a hub name of a causal language model with SDPA attention."
         ) from fault
     base.config.use_cache = False
     return base
@@ -240,7 +240,12 @@ def save(
         shutil.rmtree(tmp, ignore_errors=True)
         if is_served_whole(train):
             # Without the adapter: transformers would load it on top of what it is merged into.
-            _save_whole(model, tmp, source, weights)
+            if train.lora:
+                save_whole(model.merge_and_unload(), tmp, source)
+            else:
+                kept = model.state_dict().keys()
+                buffers = {name: b.cpu() for name, b in model.named_buffers() if name in kept}
+                save_whole(model, tmp, source, weights | buffers)
         else:
             # Embeddings are never trained; without this PEFT asks the hub whether they grew.
             model.save_pretrained(tmp, save_embedding_layers=False, state_dict=weights)
@@ -276,7 +281,9 @@ def _since(initial: Weights, folder: Path, lora: Lora) -> None:
     config.write_text(json.dumps(told, indent=2, sort_keys=True))
 
 
-def _save_whole(model: Any, folder: Path, source: Model, weights: Weights) -> None:
+def save_whole(model: Any, folder: Path, source: Model, state: Weights | None = None) -> None:
+    """Writes a model with the tokenizer of `source`, its base. state: its weights, where the model holds
+    only parts of them."""
     from transformers import AutoTokenizer
 
     model.config.use_cache = True
@@ -284,12 +291,7 @@ def _save_whole(model: Any, folder: Path, source: Model, weights: Weights) -> No
     if sampling is not None:
         # Many published ones name a temperature without it, which is refused when they are saved.
         sampling.do_sample = True
-    if hasattr(model, "merge_and_unload"):
-        model.merge_and_unload().save_pretrained(folder)
-    else:
-        kept = model.state_dict().keys()
-        buffers = {name: b.cpu() for name, b in model.named_buffers() if name in kept}
-        model.save_pretrained(folder, state_dict=weights | buffers)
+    model.save_pretrained(folder, **({"state_dict": state} if state else {}))
     AutoTokenizer.from_pretrained(
         source.base, revision=source.revision, trust_remote_code=source.trust_remote_code
     ).save_pretrained(folder)

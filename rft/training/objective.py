@@ -45,8 +45,7 @@ class Objective(torch.nn.Module):
     def forward(self, batch: Batch, score: bool = False) -> Any:
         """Weighted sum (not mean) of the completion tokens' cross-entropies, nats, float32. score: with
         it, and without gradients, the weights of the tokens that are the likeliest, added up."""
-        device = batch.input_ids.device.type
-        with torch.autocast(device, self.compute, enabled=self.compute is not None):
+        with self.casting():
             if self.fit.fused_head and not score:
                 head = unwrapped(self.model).get_output_embeddings()
                 hidden = hidden_states(self.model, batch)
@@ -54,6 +53,11 @@ class Objective(torch.nn.Module):
             made = logits(self.model, batch)
         loss = (cross_entropy(made, batch.labels, reduction="none") * batch.weights).sum()
         return (loss, ((made.argmax(-1) == batch.labels) * batch.weights).sum()) if score else loss
+
+    def casting(self) -> Any:
+        """The region in which the model computes in its format."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, self.compute, enabled=self.compute is not None)
 
 
 def unwrapped(model: Any) -> Any:

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch.nn.functional import cross_entropy
@@ -38,16 +39,16 @@ LIMITS = {
     "bf16": (0.03, 0.3, 0.95),
 }
 """What rounding explains. Each product is off by up to 2^-11 (tf32, fp16) or 2^-8 (bf16) of its largest
-terms, errors of some hundred layers add up like a random walk, and measured models stay below a fifth of
-these; a format that a model does not bear exceeds them many times over."""
+terms, and errors of some hundred layers add up like a random walk. The small models of the tests stay below
+a fifth of these; overflow exceeds them many times over."""
 
 CANDIDATES = 16
 """Whose log-probabilities are compared."""
 
 EXACT, ROUNDED, QUANTISED_BASE = 0.02, 0.15, 0.6
 """Most that a token's log-probability may differ on average, nats: both in float32, one of them in 16 bits,
-and over a base that is stored in 8 or 4. Between two implementations in float32 it is 1e-5 or so, in
-bfloat16 0.01 to 0.03, over nf4 0.1; another prompt, adapter or scale makes it some tenths to nats."""
+and over a base that is stored in 8 or 4. The quickstart's candidates differ by 5e-8 in float32, and by 0.1
+over nf4; another prompt, adapter or scale makes it some tenths to nats."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,7 @@ def compare_formats(
             ):
                 loss = objective(batch)
                 loss.backward()
-                with (
-                    torch.no_grad(),
-                    torch.autocast(
-                        device.type, objective.compute, enabled=objective.compute is not None
-                    ),
-                ):
+                with torch.no_grad(), objective.casting():
                     made = logits(objective.model, batch)
             grads = [p.grad.float().flatten() for p in objective.parameters() if p.grad is not None]
             found.append((float(loss.detach()), made, torch.cat(grads)))
@@ -202,9 +198,7 @@ def compare_sampler(objective: Objective, sample: Path, label: str, limit: float
     try:
         for candidate in chosen:
             batch = _alone(candidate).to(device)
-            with torch.autocast(
-                device.type, objective.compute, enabled=objective.compute is not None
-            ):
+            with objective.casting():
                 made = logits(objective.model, batch)
             own = -float(cross_entropy(made, batch.labels, reduction="sum"))
             off.append(abs(own - (candidate.logprob or 0.0)) / len(candidate.token_ids))
@@ -217,15 +211,13 @@ def compare_sampler(objective: Objective, sample: Path, label: str, limit: float
             f"{label}: the sampler gave its tokens other log-probabilities than the model that is trained: "
             f"{got.difference:.3g} nats a token on average over {got.candidates} candidates. Was another "
             "base model, adapter, chat template or number format sampled with? Compare model.base, "
-            "sample.policy, sample.engine and train.precision.base; candidates that were drawn elsewhere must come through "
-            "`use: replay` without log-probabilities"
+            "sample.policy, sample.engine and train.precision.base; candidates that were drawn elsewhere must "
+            "come through `use: replay` without log-probabilities"
         )
     return got
 
 
 def _alone(candidate: Candidate) -> Batch:
-    import numpy as np
-
     prompt = np.asarray(candidate.prompt_token_ids, np.int32)
     ids = np.asarray(candidate.token_ids, np.int32)
     return collate([Group(candidate.prompt_id, prompt, (ids,), (1.0,))], Layout.ROWS)
