@@ -55,6 +55,9 @@ def check_hardware(precision: Precision, device: torch.device) -> None:
     ):
         what = f"train.precision.compute: bf16: {torch.cuda.get_device_name(device)} has none"
         fix = "fp16"
+    if precision.reduce == "bf16" and device.type == "cpu":
+        # torch's hook for it needs NCCL.
+        raise RftError("train.precision.reduce: bf16: only GPUs add up in it. Set it to fp32")
     if what:
         stored = precision.base in ("bf16", "fp16") and precision.base != fix
         raise RftError(f"{what}. Set it to {fix}" + (", and base as well" if stored else ""))

@@ -369,7 +369,7 @@ def _accelerator(train: Train, stage: Path, label: str) -> Accelerator:
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, min(torch.get_num_threads(), cores)))
     if train.trackers:
-        have = {str(getattr(tracker, "name", tracker)) for tracker in accelerator.log_with}
+        have = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
         for name in train.trackers:
             if name not in have:
                 raise RftError(f"train.trackers: {name} is not installed: pip install {name}")

@@ -366,7 +366,7 @@ def loss_of(folder: Path, base: Path, data: Path, adapter: bool) -> float:
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora": {}},
-    "rslora": {"lora": {"rslora": True}},
+    "rslora": {"lora": {"rslora": True}, "trackers": ["tensorboard"]},
     "dora": {"lora": {"dora": True}},
     "pissa": {"lora": {"init": "pissa"}},
     "pissa_rs": {"lora": {"init": "pissa", "rslora": True}},
@@ -395,6 +395,7 @@ def test_every_method_trains_fp32_masters_and_saves_what_can_be_served(tmp_path:
         assert loss < 0.97 * start, name
         # What the last step saw was a step before the end.
         assert loss == pytest.approx(metrics(folder)[-1]["loss"], rel=0.15), name
+    assert list((tmp_path / "rslora" / "trackers").rglob("events.out.tfevents.*"))
     assert metrics(tmp_path / "fp16")[-1]["loss_scale"] >= 65536
     assert manifest(tmp_path / "fp16")["proofs"]["formats"]["gradient_cosine"] > 0.99
     lora = manifest(tmp_path / "lora")

@@ -138,6 +138,8 @@ def test_all_weights_are_masters_so_their_storage_is_fp32():
 def test_formats_that_the_machine_lacks():
     with pytest.raises(RftError, match=r"compute: tf32: there is none on a CPU\. Set it to fp32$"):
         check_hardware(Precision(compute="tf32"), torch.device("cpu"))
+    with pytest.raises(RftError, match="reduce: bf16: only GPUs add up in it. Set it to fp32"):
+        check_hardware(Precision(reduce="bf16"), torch.device("cpu"))
     check_hardware(Precision(compute="fp16", base="fp16"), torch.device("cpu"))
 
 
