@@ -101,6 +101,10 @@ class Train(Section):
     precision: Precision = Precision()
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """`adamw_8bit`: bitsandbytes' AdamW, whose two moments are stored in 8 bits by blocks (arXiv 2110.02861): 2
+    bytes a trainable weight and not 8, which pays where all weights are trained. `paged`: moved to the
+    CPU's memory while the GPU's is short."""
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the rows; ignored where match is set."""
     match: ArmName | None = None
@@ -131,6 +135,9 @@ class Train(Section):
     """Largest gradient norm; larger gradients are scaled down to it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Have torch.compile make the decoder layers' kernels, on a GPU: it takes a minute or two once, so it is
+    for long runs."""
     early_stop: EarlyStop | None = None
     """`{}` takes the defaults; null trains to the end."""
     spikes: Spikes = Spikes()
@@ -164,6 +171,6 @@ class Train(Section):
 
 SPEED_ONLY = (
     *("launch", "checkpoint_every", "tokens_per_batch", "gradient_checkpointing", "layout"),
-    *("trackers",),
+    *("trackers", "compile"),
 )
 """Settings that change speed, memory or safety, and not what is learnt."""

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
-from rft.config_train import Precision
+from rft.config_train import Precision, Train
 from rft.types import RftError
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,9 +43,9 @@ def check_launched(precision: Precision, launched: str | None) -> None:
         )
 
 
-def check_hardware(precision: Precision, device: torch.device) -> None:
-    """Refuses formats that this machine does not have. Raises RftError naming one that it has."""
-    what, fix = "", "fp32"
+def check_hardware(train: Train, device: torch.device) -> None:
+    """Refuses formats and ways that this machine does not have. Raises RftError naming one that it has."""
+    precision, what, fix = train.precision, "", "fp32"
     if precision.compute == "tf32" and device.type != "cuda":
         what = f"train.precision.compute: tf32: there is none on a {device.type.upper()}"
     elif precision.compute == "tf32" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -61,9 +63,20 @@ def check_hardware(precision: Precision, device: torch.device) -> None:
     if what:
         stored = precision.base in ("bf16", "fp16") and precision.base != fix
         raise RftError(f"{what}. Set it to {fix}" + (", and base as well" if stored else ""))
-    if precision.base in QUANTISED and importlib.util.find_spec("bitsandbytes") is None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        for name, value in (("optimizer", train.optimizer), ("precision.base", precision.base)):
+            if value in (*QUANTISED, "adamw_8bit", "paged_adamw_8bit"):
+                raise RftError(
+                    f"train.{name}: {value} needs bitsandbytes: pip install 'rft[quant]'"
+                )
+    if device.type == "cpu" and train.optimizer == "paged_adamw_8bit":
         raise RftError(
-            f"train.precision.base: {precision.base} needs bitsandbytes: pip install 'rft[quant]'"
+            "train.optimizer: paged_adamw_8bit moves the moments out of a GPU, and there is none. Set it to "
+            "adamw_8bit"
+        )
+    if train.compile and not (device.type == "cuda" and HAS_TRITON):
+        raise RftError(
+            "train.compile: only a GPU's kernels are compiled, by Triton. Set it to false"
         )
 
 
@@ -146,11 +159,13 @@ def zero_share(parameters: list[torch.Tensor]) -> float:
 
 
 def assert_fp32_masters(model: torch.nn.Module, optimizer: Any) -> int:
-    """Checks that every trainable parameter and its optimizer state is float32.
+    """Checks that every trainable parameter and its optimizer state is float32, but for the moments that
+    bitsandbytes' optimizers hold in 8 bits.
 
     Returns the number of trainable parameters (elements). Raises RftError naming the first
     tensor that is not float32, or if nothing is trainable.
     """
+    in_8_bits = type(optimizer).__name__.endswith("AdamW8bit")
     trainable = 0
     names: dict[int, str] = {}
     for name, param in model.named_parameters():
@@ -167,7 +182,7 @@ def assert_fp32_masters(model: torch.nn.Module, optimizer: Any) -> int:
     for param, state in optimizer.state.items():
         name = names.get(id(param), "?")
         for key, value in state.items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and not (in_8_bits and value.dtype is torch.uint8):
                 _assert_float32(f"optimizer state {key} of {name}", value)
     return trainable
 

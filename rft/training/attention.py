@@ -8,17 +8,18 @@ the whole row goes through SDPA with a mask where it is not.
 """
 
 import functools
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from rft.training.data import Batch
+from rft.precision import HAS_TRITON
+from rft.training.data import BLOCK, Batch
 from rft.training.products import HAS_ONEDNN, product, summed
 
 LONGEST = 1024
@@ -45,7 +46,8 @@ def trees(batch: Batch) -> Trees:
     """The masks of a batch in the tree layout, on the device where it is."""
     assert batch.end is not None
     if batch.end.is_cuda:
-        return Trees(batch.sizes, (), _flex_mask(batch.end) if _flex() else visible(batch.end))
+        whole = block_mask(batch.end) if HAS_TRITON else visible(batch.end)
+        return Trees(batch.sizes, (), whole)
     start, masks = 0, list[torch.Tensor | None]()
     for size in batch.sizes:
         end = batch.end[start : start + size] - start
@@ -82,7 +84,10 @@ def attend(
         return out, None
     if trees.whole is not None and not torch.is_tensor(trees.whole):
         grouped = query.shape[1] != key.shape[1]
-        got = _flex()(query, key, value, block_mask=trees.whole, scale=scaling, enable_gqa=grouped)
+        # Rotating has made queries and keys float32 in some models' autocast regions.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        flex = flex_attention if torch.compiler.is_compiling() else _flex()
+        got = flex(query, key, value, block_mask=trees.whole, scale=scaling, enable_gqa=grouped)
         return got.transpose(1, 2), None
     # Autocast would have its products in 16 bits.
     exact = query.dtype is value.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
@@ -168,24 +173,40 @@ def _shares(q: torch.Tensor, k: torch.Tensor, scale: float, hidden: torch.Tensor
     return scores.masked_fill_(hidden, -torch.inf).softmax(-1)
 
 
-def _flex_mask(end: torch.Tensor) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+def block_mask(end: torch.Tensor) -> Any:
+    """FlexAttention's BlockMask, from `Batch.end` padded to whole blocks.
+
+    torch's create_block_mask looks at each pair of tokens, (T, T) numbers of 8 bytes; the first and the last
+    end in a block of keys say which blocks of queries see all of it, or some.
+    """
+    size = len(end)
+    first = torch.arange(0, size, BLOCK, device=end.device)
+    parts = end.view(-1, BLOCK)
+    seen = (first < first[:, None]) & (parts.amax(1) > first[:, None])
+    full = seen & (parts.amin(1) >= first[:, None] + BLOCK)
+    part = (seen & ~full) | (first == first[:, None])
 
     def sees(_b: Any, _h: Any, q: Any, k: Any) -> Any:
         return (k <= q) & (q < end[k])
 
-    size = len(end)
-    return create_block_mask(sees, None, None, size, size, device=end.device)
+    return BlockMask.from_kv_blocks(
+        *(*_ordered(part), *_ordered(full)),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(size, size),
+    )
+
+
+def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many blocks of keys each block of queries takes, (1, 1, Q), and which, these first, (1, 1, Q, K)."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1).int()[None, None], order.int()[None, None]
 
 
 @functools.cache
 def _flex() -> Any:
-    """FlexAttention, compiled; None without Triton."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True)
+    """FlexAttention, compiled; as it is, it would make all scores."""
+    return torch.compile(flex_attention)
 
 
 AttentionInterface.register(NAME, attend)

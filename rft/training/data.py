@@ -25,8 +25,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from rft.types import RftError, TrainRow
+
+BLOCK = 128
+"""Tokens: trees on a GPU are padded to whole blocks of FlexAttention's."""
 
 Ids = np.ndarray
 """Token ids, shape (n,), int32."""
@@ -111,13 +115,26 @@ class Batch:
     """(B, T) in rows: 0 where a row is padded, at its end."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Moves all tensors."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Moves all tensors; trees on a GPU are padded."""
+        whole = self._padded() if device.type == "cuda" and self.end is not None else self
+        own = {field.name: getattr(whole, field.name) for field in fields(whole)}
         return Batch(
             **{
                 name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
                 for name, value in own.items()
             }
+        )
+
+    def _padded(self) -> "Batch":
+        """Trees with tokens behind them, to whole blocks, that see themselves only."""
+        assert self.end is not None and self.position_ids is not None
+        size = len(self.end)
+        more = -size % BLOCK
+        return replace(
+            self,
+            input_ids=pad(self.input_ids, (0, more)),
+            position_ids=pad(self.position_ids, (0, more)),
+            end=torch.cat([self.end, torch.arange(size, size + more) + 1]),
         )
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from rft.training.products import computed_in, product, summed
+from rft.training.products import computed_in, fused, product, summed
 
-CHUNK = 1 << 24
-"""Logits of a chunk: 64 MB."""
+CHUNK, CHUNK_GPU = 1 << 24, 1 << 28
+"""Logits of a chunk: 64 MB on a CPU; a GPU is kept busy by a thousand rows."""
 
 
 class _Loss(torch.autograd.Function):
@@ -29,7 +29,7 @@ class _Loss(torch.autograd.Function):
     ) -> torch.Tensor:
         device = hidden.device.type
         computed = computed_in(hidden)
-        rows = max(CHUNK // head.shape[0], 16)
+        rows = max((CHUNK_GPU if hidden.is_cuda else CHUNK) // head.shape[0], 16)
         with torch.autocast(device, enabled=False):
             matrix = head.to(computed)
             needs = ctx.needs_input_grad
@@ -40,20 +40,19 @@ class _Loss(torch.autograd.Function):
             for first in range(0, len(hidden), rows):
                 part = slice(first, first + rows)
                 inputs, label = hidden[part].to(computed), labels[part, None]
-                logits = product(inputs, matrix).float()
+                logits = product(inputs, matrix)
                 if bias is not None:
-                    logits += bias.float()
-                # log softmax in place, then the gradient in place of it.
-                logits -= logits.logsumexp(-1, keepdim=True)
-                total -= (logits.gather(1, label)[:, 0] * weights[part]).sum()
+                    logits = logits.float() + bias.float()
+                chosen = logits.gather(1, label).float()
+                slope, total_exp = _shares(logits, weights[part, None], computed)
+                chosen -= total_exp
+                total -= (chosen[:, 0] * weights[part]).sum()
                 if not any(needs[:3]):
                     continue
-                slope = logits.exp_()
-                slope.scatter_add_(1, label, slope.new_full(label.shape, -1.0))
-                slope *= weights[part, None]
+                own = chosen.exp_().sub_(1).mul_(weights[part, None])
+                slope.scatter_(1, label, own.to(computed))
                 if grad_bias is not None:
-                    grad_bias += slope.sum(0)
-                slope = slope.to(computed)
+                    grad_bias += slope.sum(0, dtype=torch.float32)
                 if grad_hidden is not None:
                     grad_hidden[part] = product(slope, matrix.T)
                 if grad_head is not None:
@@ -69,6 +68,17 @@ class _Loss(torch.autograd.Function):
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes)
         )
         return (*grads, None, None)
+
+
+@fused
+def _shares(
+    logits: torch.Tensor, weights: torch.Tensor, computed: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each word's share, softmax(logits), times the weight of the row, in place of float32 logits; and the
+    logarithm of what the shares are of, (C, 1), float32."""
+    wide = logits.float()
+    total = wide.logsumexp(-1, keepdim=True)
+    return wide.sub_(total).exp_().mul_(weights).to(computed), total
 
 
 def head_loss(

@@ -81,7 +81,12 @@ class _Job:
         saved = checkpoint.load(self.stage)
         found = [] if saved else selftest.compare_samplers(objective, job, settings.precision)
         self.proofs: dict[str, Any] = saved["proofs"] if saved else {"sampler": found}
-        self.fused = fuse(self.model) + layers.replace(base)
+        self.fused = 0
+        if settings.compile:
+            for layer in sharding.decoder_layers(base):
+                layer.compile()
+        else:
+            self.fused = fuse(self.model) + layers.replace(base)
         if not saved:
             formats = selftest.compare_formats(objective, self.groups, settings.precision)
             self.proofs |= {"formats": asdict(formats)} if formats else {}
@@ -91,13 +96,8 @@ class _Job:
             objective = sharding.shard(objective, base, settings.precision, device)
         else:
             objective = self.accelerator.prepare_model(objective)
-        optimizer: Any = torch.optim.AdamW(
-            [param for param in self.model.parameters() if param.requires_grad],
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=self.accelerator.device.type in ("cpu", "cuda") and not sharded,
-        )
+        is_fused = self.accelerator.device.type in ("cpu", "cuda") and not sharded
+        optimizer = _optimizer(self.model, settings, is_fused)
         steps = Steps(self.groups, settings.tokens_per_step, self.seed, settings.shuffle)
         total = _total_steps(job, settings, steps, cost)
         scale = precision.LossScale(self.accelerator.device.type, settings.precision)
@@ -315,6 +315,21 @@ def _start(model: Model, train: Train, start: str | None) -> tuple[Model, str | 
     return model.model_copy(update={"base": start, "revision": None}), None
 
 
+def _optimizer(model: Any, train: Train, fused: bool) -> Any:
+    trained = [param for param in model.parameters() if param.requires_grad]
+    same: dict[str, Any] = {
+        "lr": train.lr,
+        "betas": train.betas,
+        "weight_decay": train.weight_decay,
+    }
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(trained, **same, fused=fused)
+    import bitsandbytes.optim as ready
+
+    kind = ready.AdamW8bit if train.optimizer == "adamw_8bit" else ready.PagedAdamW8bit
+    return kind(trained, **same)
+
+
 def _layout_facts(fit: Fit, counted: dict[str, int], fused: int) -> dict[str, Any]:
     return {
         "kind": str(fit.layout),
@@ -364,7 +379,7 @@ def _accelerator(train: Train, stage: Path, label: str) -> Accelerator:
             f"{accelerator.num_processes}: they would train apart and overwrite each other. Check "
             "distributed_type and num_processes in the launch config."
         )
-    precision.check_hardware(train.precision, accelerator.device)
+    precision.check_hardware(train, accelerator.device)
     if accelerator.device.type == "cpu":
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, min(torch.get_num_threads(), cores)))

@@ -12,30 +12,45 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
+from rft.training.products import fused
+
 
 class _Norm(torch.autograd.Function):
     """x / rms(x) * weight (Zhang and Sennrich 2019, arXiv 1910.07467), in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = x.float()
-        size = x.shape[-1]
-        square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(size)
-        rstd = square.add_(eps).rsqrt_()
+        out, rstd = _norm_forward(x, weight, eps)
         ctx.save_for_backward(x, weight, rstd)
-        return (wide * rstd).mul_(weight).to(x.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, weight, rstd = ctx.saved_tensors
-        hat = x.float() * rstd
-        g = grad.float()
-        g_weight = (
-            (g * hat).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        )
-        g = g * weight
-        along = (g * hat).mean(-1, keepdim=True)
-        return g.addcmul_(hat, along, value=-1).mul_(rstd).to(x.dtype), g_weight, None
+        g_weight = None
+        if ctx.needs_input_grad[1]:
+            g_weight = (grad.float() * (x.float() * rstd)).flatten(0, -2).sum(0).to(weight.dtype)
+        return _norm_backward(grad, x, weight, rstd), g_weight, None
+
+
+@fused
+def _norm_forward(
+    x: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = x.float()
+    square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    rstd = square.add_(eps).rsqrt_()
+    return (wide * rstd).mul_(weight).to(x.dtype), rstd
+
+
+@fused
+def _norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor
+) -> torch.Tensor:
+    hat = x.float() * rstd
+    g = grad.float() * weight
+    along = (g * hat).mean(-1, keepdim=True)
+    return g.addcmul_(hat, along, value=-1).mul_(rstd).to(x.dtype)
 
 
 class _Gated(torch.autograd.Function):
@@ -44,15 +59,25 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
+        return _gated_forward(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        gate, up = ctx.saved_tensors
-        open_ = silu(gate)
-        g_up = grad * open_
-        g_gate = torch.ops.aten.silu_backward(open_.copy_(grad).mul_(up), gate)
-        return g_gate, g_up
+        return _gated_backward(grad, *ctx.saved_tensors)
+
+
+@fused
+def _gated_forward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return silu(gate).mul_(up)
+
+
+@fused
+def _gated_backward(
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    open_ = silu(gate)
+    g_up = grad * open_
+    return torch.ops.aten.silu_backward(open_.copy_(grad).mul_(up), gate), g_up
 
 
 def _norm(self: Any, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Matrix products, by the faster of the two libraries that torch has on a CPU.
+"""Matrix products, by the faster of the two libraries that torch has on a CPU; what is done to each number
+between them, by one kernel on a GPU.
 
 torch gives float32 products to MKL, which uses half of what an AMD core has (its AVX-512 code is kept for
 Intel's); oneDNN, which torch carries for 16 bits, uses all of it: 490 against 220 GFLOP/s on two Zen cores.
@@ -6,14 +7,21 @@ On Intel's they are alike. Which of them computes must not depend on a measureme
 not repeat an uninterrupted one to the last bit.
 """
 
+import functools
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.functional import linear
 
+from rft.precision import HAS_TRITON
+
 # Each length of a row is a primitive of its own, of which oneDNN would keep a thousand: some 100 MB. A layer
 # needs about thirty.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -42,6 +50,18 @@ def summed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     if x.shape[1] > y.shape[1] and x.device.type == "cpu":
         return product(y.T, x.T).T.contiguous()
     return product(x.T, y.T)
+
+
+def fused(function: Function) -> Function:
+    """Has a function of numbers, each apart or along the last dimension, compiled to one pass or two where
+    its tensors, all arguments that are tensors, are on a GPU with Triton."""
+    made = torch.compile(function)
+
+    @functools.wraps(function)
+    def call(first: torch.Tensor, *others: Any) -> Any:
+        return (made if HAS_TRITON and first.is_cuda else function)(first, *others)
+
+    return call  # type: ignore[return-value]
 
 
 def _dense(x: torch.Tensor) -> torch.Tensor:

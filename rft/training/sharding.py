@@ -33,6 +33,8 @@ def is_asked(train: Train, processes: int) -> bool:
         what = "train.lora.dora: it is saved as a merged model, and sharded weights can't be merged"
     elif train.precision.base == "int8":
         what = "train.precision.base: int8: bitsandbytes' weights can't be sharded"
+    elif train.optimizer != "adamw":
+        what = f"train.optimizer: {train.optimizer}: bitsandbytes knows whole weights only"
     if what:
         raise RftError(f"{what}: set train.launch to a config without FSDP")
     return True
@@ -45,11 +47,15 @@ def shard(objective: Any, base: Any, precision: Precision, device: torch.device)
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(reduce_dtype=DTYPES[precision.reduce], cast_forward_inputs=False)
-    kinds = tuple(getattr(base, "_no_split_modules", None) or ())
-    layers = [module for module in base.modules() if type(module).__name__ in kinds]
-    for layer in layers:
+    for layer in decoder_layers(base):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     return fully_shard(objective, mesh=mesh, mp_policy=policy)
+
+
+def decoder_layers(base: Any) -> list[torch.nn.Module]:
+    """Those of transformers' model, by its own word."""
+    kinds = tuple(getattr(base, "_no_split_modules", None) or ())
+    return [module for module in base.modules() if type(module).__name__ in kinds]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,10 +12,11 @@ turns, because a shared machine drifts. TRL packs (bfd); `--length` gives the le
 try, of which the fastest counts.
 
 `--shape 0.5B` (or 7B) makes a model of that size with random weights, and random rows of `--survivors` answers a
-prompt, for machines without weights; scripts/bench/gpu.sh runs all that a GPU is asked for.
+prompt, for machines without weights; scripts/bench/gpu.sh runs all that a GPU is asked for. On a GPU in 16
+bits TRL gets FlashAttention by torch's own varlen_attn, which needs no flash-attn to be built.
 
 * tokens/s: tokens of the rows (each with its prompt) over the time from the first step to the end of
-  the last. Both sides have the same rows, so the ratio is that of the times.
+  the last; with several `--epochs` the first is not counted, in which a GPU's kernels are compiled. Both sides have the same rows, so the ratio is that of the times.
 * memory: the process's largest resident set, or the most that torch had on the GPU.
 * loss: mean of the completion tokens' cross-entropy over rows that neither has seen, by one function.
 * share of the machine (MFU): operations that the model needs (rft.training.model.Cost, and those of attention)
@@ -23,6 +24,8 @@ prompt, for machines without weights; scripts/bench/gpu.sh runs all that a GPU i
 """
 
 import argparse
+import inspect
+import itertools
 import json
 import random
 import resource
@@ -35,8 +38,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-VARIANTS = ("ours", "plain", "trl")
-"""plain: ours with every row of its own."""
+VARIANTS = ("ours", "plain", "compiled", "trl", "liger")
+"""plain: ours with every row of its own. compiled: ours with train.compile. liger: TRL with Liger's kernels."""
+
+PEERS = ("trl", "liger")
 
 CHILDREN = (*VARIANTS, "model", "peak")
 """What has a process of its own, whose memory is free afterwards."""
@@ -66,13 +71,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1024], help="tokens_per_batch")
     parser.add_argument("--length", type=int, nargs="+", default=[512], help="TRL's packed length")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--made", type=Path, help="folder to keep the model of --shape in")
     parser.add_argument("--variants", default="ours,trl")
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        side = {"trl": trl, "model": random_model, "peak": gemm_peak}.get(args.child, ours)
+        sides = {"trl": trl, "liger": trl, "model": random_model, "peak": gemm_peak}
+        side = sides.get(args.child, ours)
         print("RESULT", json.dumps(side(args)))
         return
     args.folder = Path(tempfile.mkdtemp(prefix="bench-train-"))
@@ -87,7 +94,7 @@ def main() -> None:
     sides = [
         (variant, size)
         for variant in chosen
-        for size in (args.length if variant == "trl" else args.batch)
+        for size in (args.length if variant in PEERS else args.batch)
     ]
     got: dict[tuple[str, int], list[dict[str, Any]]] = {side: [] for side in sides}
     for i in range(args.rounds):
@@ -96,7 +103,7 @@ def main() -> None:
             if not one:
                 continue
             got[side].append(one)
-            shown = f"{facts['row tokens'] * args.epochs / one['seconds']:.0f} tokens/s"
+            shown = f"{facts['row tokens'] / one['seconds']:.0f} tokens/s"
             print(f"  round {i + 1}, {side[0]} ({side[1]}): {shown}, {one}", flush=True)
     best = {
         variant: min(
@@ -107,22 +114,22 @@ def main() -> None:
         if any(side[0] == variant and got[side] for side in sides)
     }
     for variant, side in best.items():
-        seconds = statistics.median(one["seconds"] for one in got[side])
+        middle = statistics.median(one["seconds"] for one in got[side])
         print(
-            f"{variant:<6} ({side[1]}): {facts['row tokens'] * args.epochs / seconds:,.0f} tokens/s, "
+            f"{variant:<6} ({side[1]}): {facts['row tokens'] / middle:,.0f} tokens/s, "
             f"{max(one['peak_gb'] for one in got[side]):.2f} GiB, held-out loss "
             f"{statistics.mean(one['held_out'] for one in got[side]):.4f}, "
-            f"{needed[variant] * args.epochs / seconds / peak / 1e9:.2f} of the machine"
+            f"{needed[variant] / middle / peak / 1e9:.2f} of the machine"
         )
-    for variant in best:
-        if variant != "trl" and "trl" in best:
-            mine, theirs = got[best[variant]], got[best["trl"]]
-            faster = [b["seconds"] / a["seconds"] for a, b in zip(mine, theirs)]
-            leaner = [a["peak_gb"] / b["peak_gb"] for a, b in zip(mine, theirs)]
-            print(
-                f"{variant} / trl: {statistics.median(faster):.2f} times the tokens/s (rounds "
-                f"{', '.join(f'{x:.2f}' for x in faster)}), {statistics.median(leaner):.2f} of its memory"
-            )
+    pairs = itertools.product(sorted(best.keys() - PEERS), sorted(best.keys() & PEERS))
+    for variant, peer in pairs:
+        mine, theirs = got[best[variant]], got[best[peer]]
+        faster = [b["seconds"] / a["seconds"] for a, b in zip(mine, theirs)]
+        leaner = [a["peak_gb"] / b["peak_gb"] for a, b in zip(mine, theirs)]
+        print(
+            f"{variant} / {peer}: {statistics.median(faster):.2f} times the tokens/s (rounds "
+            f"{', '.join(f'{x:.2f}' for x in faster)}), {statistics.median(leaner):.2f} of its memory"
+        )
 
 
 def in_a_process(args: argparse.Namespace, child: str, size: int = 0) -> dict[str, Any]:
@@ -155,11 +162,12 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     else:
         every = from_text(args)
         prompts = [row.prompt_id for row in every]
-    held = set(prompts[:: max(len(prompts) // args.held_out, 2)])
+    held = set(prompts[:: max(len(prompts) // args.held_out, 2)] if args.held_out else [])
     train = [row for row in every if row.prompt_id not in held][: args.limit]
     test = [row for row in every if row.prompt_id in held][: args.held_out]
     rows.write_part(args.folder / "train", train, TrainRow)
-    rows.write_part(args.folder / "test", test, TrainRow)
+    if test:
+        rows.write_part(args.folder / "test", test, TrainRow)
     groups = read_groups(train)
     return {
         "rows": len(train),
@@ -202,7 +210,9 @@ def random_model(args: argparse.Namespace) -> dict[str, str]:
         tie_word_embeddings=args.shape != "7B",
     )
     stored = torch.float32 if args.compute in ("fp32", "tf32") else torch.bfloat16
-    folder = args.folder / "model"
+    folder = (args.made or args.folder) / f"{args.shape}-{stored}"
+    if folder.exists():
+        return {"folder": str(folder)}
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         Qwen2ForCausalLM(config).to(stored).save_pretrained(folder)
     for path in (Path(__file__).resolve().parents[2] / "rft" / "embedded" / "model").glob("token*"):
@@ -247,6 +257,7 @@ def gemm_peak(args: argparse.Namespace) -> dict[str, float]:
 
 def operations(args: argparse.Namespace) -> dict[str, float]:
     """Of an epoch, for the rows as each side lays them out."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from rft import rows
@@ -257,14 +268,18 @@ def operations(args: argparse.Namespace) -> dict[str, float]:
 
     config = AutoConfig.from_pretrained(args.model)
     groups = read_groups(rows.read(args.folder / "train", TrainRow))
-    base = AutoModelForCausalLM.from_pretrained(args.model)
-    adapt(base, Train(), 0)
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config)
+        adapt(base, Train(), 0)
     cost = Cost.measure(base)
     # Two products of a query with each key, forward, and twice as much back; half of them are hidden.
     each = 6 * config.hidden_size * config.num_hidden_layers
     singles = [single for group in groups for single in group.singles()]
     found = {}
-    for variant, some in (("ours", groups), ("plain", singles), ("trl", singles)):
+    for variant, some in {
+        **dict.fromkeys(VARIANTS, singles),
+        **dict.fromkeys(("ours", "compiled"), groups),
+    }.items():
         attention = sum(each * group.tokens**2 for group in some)
         found[variant] = float(sum(map(cost.of, some)) + attention)
     return found
@@ -289,6 +304,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
             "base": args.compute if args.compute in ("bf16", "fp16") else "fp32",
         },
         "layout": "rows" if args.child == "plain" else train.layout,
+        "compile": args.child == "compiled",
     }
     folder.mkdir()
     job = {
@@ -312,11 +328,17 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     train_job(job, StopSignal())
     peak = peak_gb()
     return {
-        "seconds": round(times[-1] - times[0], 2),
+        "seconds": seconds(times, args.epochs),
         "steps": len(times) // 2,
         "peak_gb": round(peak, 3),
         "held_out": held_out(args, folder),
     }
+
+
+def seconds(times: list[float], epochs: int) -> float:
+    """Of an epoch, from beginnings and ends of the steps."""
+    first = len(times) // 2 // epochs * 2 if epochs > 1 else 0
+    return round((times[-1] - times[first]) / max(epochs - 1, 1), 3)
 
 
 def peak_gb() -> float:
@@ -348,14 +370,14 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
     from rft import rows
     from rft.types import TrainRow
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        began = ended = 0.0
+    times: list[float] = []
 
+    class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = self.began or time.perf_counter()
+            times.append(time.perf_counter())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ended = time.perf_counter()
+            times.append(time.perf_counter())
 
     train = list(rows.read(args.folder / "train", TrainRow))
     data = Dataset.from_list(
@@ -391,11 +413,12 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
         report_to="none",
         logging_steps=1000,
         disable_tqdm=True,
+        use_liger_kernel=args.child == "liger",
     )
     stored = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.compute, torch.float32)
     torch.backends.cuda.matmul.allow_tf32 = args.compute == "tf32"
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=stored)
-    clock = Clock()
+    by = flash_attention() if torch.cuda.is_available() and stored.itemsize == 2 else "sdpa"
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=stored, attn_implementation=by)
     trainer = SFTTrainer(
         model=model,
         args=config,
@@ -404,21 +427,51 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
         peft_config=LoraConfig(
             r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
-        callbacks=[clock],
+        callbacks=[Clock()],
     )
     trainer.train()
     peak = peak_gb()
     trainer.model.save_pretrained(folder)
     return {
-        "seconds": round(clock.ended - clock.began, 2),
+        "seconds": seconds(times, args.epochs),
         "steps": trainer.state.global_step,
         "peak_gb": round(peak, 3),
         "held_out": held_out(args, folder),
     }
 
 
+def flash_attention() -> str:
+    """The name under which transformers then has FlashAttention by torch."""
+    import torch
+    from torch.nn.attention.varlen import varlen_attn
+    from transformers import AttentionInterface
+
+    old = "is_causal" in inspect.signature(varlen_attn).parameters
+    causal = {"is_causal": True} if old else {"window_size": (-1, 0)}
+
+    def attend(
+        module: Any, q: Any, k: Any, v: Any, mask: Any, cu_seq_lens_q: Any = None, **told: Any
+    ) -> Any:
+        if cu_seq_lens_q is None:
+            size = q.shape[2]
+            cu_seq_lens_q = torch.arange(
+                0, len(q) * size + 1, size, dtype=torch.int32, device=q.device
+            )
+            told["max_length_q"] = size
+        times, longest = q.shape[1] // k.shape[1], int(told["max_length_q"])
+        k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
+        flat = (x.transpose(1, 2).flatten(0, 1).to(v.dtype) for x in (q, k, v))
+        out = varlen_attn(*flat, cu_seq_lens_q, cu_seq_lens_q, longest, longest, **causal)
+        return out.view(len(q), -1, *out.shape[1:]), None
+
+    AttentionInterface.register("varlen", attend)
+    return "varlen"
+
+
 def held_out(args: argparse.Namespace, adapter: Path) -> float:
-    """Mean cross-entropy of the held-out completions' tokens, nats."""
+    """Mean cross-entropy of the held-out completions' tokens, nats; 0 without any."""
+    if not args.held_out:
+        return 0.0
     import torch
     from peft import PeftModel
     from torch.nn.functional import cross_entropy

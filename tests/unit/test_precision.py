@@ -137,13 +137,13 @@ def test_all_weights_are_masters_so_their_storage_is_fp32():
 
 def test_formats_that_the_machine_lacks():
     with pytest.raises(RftError, match=r"compute: tf32: there is none on a CPU\. Set it to fp32$"):
-        check_hardware(Precision(compute="tf32"), torch.device("cpu"))
+        check_hardware(Train(precision=Precision(compute="tf32")), torch.device("cpu"))
     with pytest.raises(RftError, match="reduce: bf16: only GPUs add up in it. Set it to fp32"):
-        check_hardware(Precision(reduce="bf16"), torch.device("cpu"))
-    check_hardware(Precision(compute="fp16", base="fp16"), torch.device("cpu"))
+        check_hardware(Train(precision=Precision(reduce="bf16")), torch.device("cpu"))
+    check_hardware(Train(precision=Precision(compute="fp16", base="fp16")), torch.device("cpu"))
 
 
 def test_bitsandbytes_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RftError, match=r"base: nf4 needs bitsandbytes: pip install 'rft\[quant\]'"):
-        check_hardware(Precision(compute="bf16", base="nf4"), torch.device("cpu"))
+        check_hardware(Train(precision=Precision(compute="bf16", base="nf4")), torch.device("cpu"))

@@ -411,3 +411,35 @@ def test_the_saved_adapter_gives_the_same_loss(tmp_path: Path):
     expected = Objective(tuned, ROWS, None)(batch).item()
     assert Objective(loaded, ROWS, None)(batch).item() == pytest.approx(expected, rel=1e-6)
     assert Objective(llama(), ROWS, None)(batch).item() != pytest.approx(expected, rel=1e-3)
+
+
+def test_the_block_mask_of_trees_is_that_of_every_pair_of_tokens():
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    draw = np.random.default_rng(0)
+    made = []
+    for number in range(6):
+        start = draw.integers(0, 64, draw.integers(1, 200), np.int32)
+        ids = [draw.integers(0, 64, size, np.int32) for size in draw.integers(1, 300, 4)]
+        ids[1] = np.concatenate([ids[0][:150], ids[1]])
+        ids = [np.array(some, np.int32) for some in sorted(some.tolist() for some in ids)]
+        made.append(Group(f"p{number}", start, tuple(ids), (1.0,) * 4))
+    batch = collate(made)._padded()
+    end, size = batch.end, len(batch.end)
+    assert size % 128 == 0
+    assert batch.input_ids.shape == batch.position_ids.shape == (1, size)
+    got = attention.block_mask(end)
+
+    def sees(_b, _h, q, k):
+        return (k <= q) & (q < end[k])
+
+    wanted = create_block_mask(sees, None, None, size, size, device="cpu")
+    assert torch.equal(got.to_dense(), wanted.to_dense())
+    full = torch.zeros(size // 128, size // 128, dtype=torch.bool)
+    for query, (count, order) in enumerate(
+        zip(got.full_kv_num_blocks[0, 0], got.full_kv_indices[0, 0])
+    ):
+        full[query, order[:count].long()] = True
+    assert full.any()
+    pairs = attention.visible(end).view(size // 128, 128, size // 128, 128)
+    assert torch.equal(full, pairs.all(dim=3).all(dim=1))
