@@ -3,8 +3,8 @@
 The textbook's mask over a packed row is quadratic in the row, and nearly all of it is hidden: groups
 don't see each other. On a CPU each group is computed on its own; in float32 by `_Attention`, since torch's
 kernel for CPUs is made for longer rows than these: it gets a fifth of what the machine's products can. On
-a GPU FlexAttention skips the hidden blocks (arXiv 2412.05496) where Triton is there to compile it, and
-the whole row goes through SDPA with a mask where it is not.
+a GPU FlexAttention skips a long row's hidden blocks (arXiv 2412.05496) where Triton is there to compile it,
+and the whole row goes through SDPA with a mask where it is not.
 """
 
 import functools
@@ -20,11 +20,15 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 
 from rft.precision import HAS_TRITON
 from rft.training.data import BLOCK, Batch
-from rft.training.products import HAS_ONEDNN, product, summed
+from rft.training.products import HAS_ONEDNN, compiled, product, summed
 
 LONGEST = 1024
 """Tokens of a group whose scores are made as a whole; of longer ones torch's kernel makes a block at a
 time."""
+
+FLEX_FROM = 2048
+"""Tokens of a row from which FlexAttention is worth the seconds of its compilation; a shorter one, such as the
+proofs before the first step have, goes through SDPA with a mask."""
 
 NAME = "rft_trees"
 """Of this attention among transformers' ones."""
@@ -46,8 +50,8 @@ def trees(batch: Batch) -> Trees:
     """The masks of a batch in the tree layout, on the device where it is."""
     assert batch.end is not None
     if batch.end.is_cuda:
-        whole = block_mask(batch.end) if HAS_TRITON else visible(batch.end)
-        return Trees(batch.sizes, (), whole)
+        flex = HAS_TRITON and len(batch.end) >= FLEX_FROM
+        return Trees(batch.sizes, (), block_mask(batch.end) if flex else visible(batch.end))
     start, masks = 0, list[torch.Tensor | None]()
     for size in batch.sizes:
         end = batch.end[start : start + size] - start
@@ -86,7 +90,7 @@ def attend(
         grouped = query.shape[1] != key.shape[1]
         # Rotating has made queries and keys float32 in some models' autocast regions.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        flex = flex_attention if torch.compiler.is_compiling() else _flex()
+        flex = flex_attention if torch.compiler.is_compiling() else compiled(flex_attention)
         got = flex(query, key, value, block_mask=trees.whole, scale=scaling, enable_gqa=grouped)
         return got.transpose(1, 2), None
     # Autocast would have its products in 16 bits.
@@ -201,12 +205,6 @@ def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """How many blocks of keys each block of queries takes, (1, 1, Q), and which, these first, (1, 1, Q, K)."""
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
     return blocks.sum(1).int()[None, None], order.int()[None, None]
-
-
-@functools.cache
-def _flex() -> Any:
-    """FlexAttention, compiled; as it is, it would make all scores."""
-    return torch.compile(flex_attention)
 
 
 AttentionInterface.register(NAME, attend)

@@ -17,7 +17,7 @@ from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKw
 
 from rft import precision, rows
 from rft.config import Model
-from rft.config_train import Train
+from rft.config_train import Precision, Train
 from rft.process import Progress, say
 from rft.rundir import StageDir
 from rft.training import checkpoint, layers, selftest, sharding
@@ -74,7 +74,9 @@ class _Job:
         if settings.lora and settings.lora.init != "zero":
             self.initial = {name: w.clone() for name, w in _weights(self.model).items()}
         self.model.to(self.accelerator.device)
-        self.fit = check_layout(base, model, every, settings)
+        # Not in tf32, whose rounding is like a model's that computes branches wrongly.
+        with precision.products(Precision()):
+            self.fit = check_layout(base, model, every, settings)
         objective: Any = Objective(
             self.model, self.fit, precision.autocast_dtype(settings.precision)
         )

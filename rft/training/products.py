@@ -52,14 +52,23 @@ def summed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return product(x.T, y.T)
 
 
+@functools.cache
+def compiled(function: Any) -> Any:
+    """By torch.compile. Each format, and whether there are gradients, is another kernel; and one process
+    trains many jobs, so torch's limit of 8 to a function is too low."""
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function)
+
+
 def fused(function: Function) -> Function:
-    """Has a function of numbers, each apart or along the last dimension, compiled to one pass or two where
-    its tensors, all arguments that are tensors, are on a GPU with Triton."""
-    made = torch.compile(function)
+    """Has a function of numbers, each apart or along the last dimension, compiled to a pass or two where its
+    tensors are on a GPU with Triton. What is under a mode that looks at each operation is left as it is."""
 
     @functools.wraps(function)
     def call(first: torch.Tensor, *others: Any) -> Any:
-        return (made if HAS_TRITON and first.is_cuda else function)(first, *others)
+        watched = torch._C._len_torch_function_stack() > 0
+        own = HAS_TRITON and first.is_cuda and not watched
+        return (compiled(function) if own else function)(first, *others)
 
     return call  # type: ignore[return-value]
 
