@@ -16,6 +16,7 @@ are laid out, and which process computes which, changes speed and memory but not
 the weighted sum of the tokens' losses over the number of completion tokens in the whole step.
 """
 
+import heapq
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -330,25 +331,40 @@ def _joined(groups: list[Group]) -> Group:
     )
 
 
-def pack(groups: list[Group], limit: int, layout: Layout = Layout.TREE) -> list[list[Group]]:
+def pack(
+    groups: list[Group], limit: int, layout: Layout = Layout.TREE, processes: int = 1
+) -> list[list[Group]]:
     """Micro-batches of at most `limit` tokens, padding included, that hold all the groups."""
-    return _pack_trees(groups, limit) if layout is Layout.TREE else _pack_rows(groups, limit)
+    return (
+        _pack_rows(groups, limit)
+        if layout is Layout.ROWS
+        else _pack_trees(groups, limit, processes)
+    )
 
 
-def _pack_trees(groups: list[Group], limit: int) -> list[list[Group]]:
-    """First fit, longest first."""
+def _pack_trees(groups: list[Group], limit: int, processes: int) -> list[list[Group]]:
+    """As few as there is room in, as many for each process, and of like length: a short one is computed
+    no faster than its weights are read, and processes wait for the longest."""
     parts = [part for group in groups for part in split(group, limit)]
     parts.sort(key=lambda part: -part.tokens)  # stable, so equal lengths keep the step's order
-    packed: list[list[Group]] = []
-    room: list[int] = []
+    count = -(-sum(part.tokens for part in parts) // limit)
+    while True:
+        count = -(-count // processes) * processes
+        packed = _spread(parts, count)
+        if all(sum(part.tokens for part in row) <= limit or len(row) == 1 for row in packed):
+            return packed
+        count += 1
+
+
+def _spread(parts: list[Group], count: int) -> list[list[Group]]:
+    """Each part, longest first, to the micro-batch that has fewest tokens (Graham 1969, LPT)."""
+    packed: list[list[Group]] = [[] for _ in range(count)]
+    loads = [(0, number) for number in range(count)]
     for part in parts:
-        number = next((n for n, left in enumerate(room) if part.tokens <= left), len(packed))
-        if number == len(packed):
-            packed.append([])
-            room.append(limit)
+        load, number = loads[0]
         packed[number].append(part)
-        room[number] -= part.tokens
-    return packed
+        heapq.heapreplace(loads, (load + part.tokens, number))
+    return [row for row in packed if row]
 
 
 def _pack_rows(groups: list[Group], limit: int) -> list[list[Group]]:

@@ -80,7 +80,7 @@ class Run:
         before it changes a weight."""
         began = time.perf_counter()
         groups = self.steps[number]
-        packed = pack(groups, self.train.tokens_per_batch, self.layout)
+        packed = self._packed(groups)
         tokens = sum(group.tokens for row in packed for group in row)
         targets = sum(group.completion_tokens for group in groups)
         lr = learning_rate(number, self.total, self.train)
@@ -117,6 +117,10 @@ class Run:
             "seconds": round(seconds, 4),
             "tokens_per_s": round(tokens / seconds, 1),
         }, asked
+
+    def _packed(self, groups: list[Group]) -> list[list[Group]]:
+        limit, processes = self.train.tokens_per_batch, self.accelerator.num_processes
+        return pack(groups, limit, self.layout, processes)
 
     def _gradients(self, packed: list[list[Group]], targets: int) -> tuple[float, bool]:
         """Leaves the step's gradients in the parameters; its loss, over all processes, and whether
@@ -169,7 +173,7 @@ class Run:
     def look(self, groups: list[Group]) -> dict[str, float]:
         """The held-out loss and accuracy of a completion token, over all processes."""
         accelerator, objective = self.accelerator, self.objective
-        packed = pack(groups, self.train.tokens_per_batch, self.layout)
+        packed = self._packed(groups)
         total = torch.zeros(2, device=accelerator.device)
         objective.eval()
         for row, weight in deal(packed, accelerator.num_processes, accelerator.process_index):

@@ -162,6 +162,18 @@ def test_packing_loses_nothing_and_keeps_the_limit(limit):
     assert all(len(b) * max(g.tokens for g in b) <= limit or len(b) == 1 for b in padded)
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_micro_batches_are_of_like_length_and_as_many_for_each_process(processes):
+    groups = many(60)
+    packed = pack(groups, 400, processes=processes)
+    assert len(packed) % processes == 0
+    sizes = [sum(g.tokens for g in row) for row in packed]
+    longest = max(g.tokens for g in groups)
+    assert max(sizes) - min(sizes) <= longest
+    # No more than are needed, but for the last that fills the processes.
+    assert len(packed) <= -(-sum(sizes) // 400) + processes
+
+
 def test_shuffled_rows_of_one_prompt_meet_again_where_they_share_a_step():
     groups = many(30)
     steps = Steps(groups, 100, seed=0, shuffle="rows")
