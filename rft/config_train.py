@@ -1,6 +1,6 @@
 """The settings of training: adapter, number formats, schedule."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -91,6 +91,58 @@ class Spikes(Section):
     """A leap is a step whose loss is higher by this than the median of the 32 steps before it."""
 
 
+class Reward(Section):
+    """Weights of the rows by the value that the scorers gave; the best row weighs 1. A reference without a
+    value counts as the best."""
+
+    by: Literal["exp", "linear"] = "exp"
+    """`exp`: exp((value - best) / beta), as reward-weighted regression has it (Peters and Schaal 2007, ICML)
+    and, of advantages, AWR (arXiv 1910.00177); e^-20 at least. `linear`: value / best, of values from 0."""
+    beta: Annotated[float, Field(gt=0)] = 1.0
+    """With `exp`: the difference in value that divides the weight by e. Small ones leave the best alone."""
+
+
+class Negatives(Section):
+    """Wrong samples that training makes less likely, of prompts with a sample that was kept
+    (Reinforce-Rej, arXiv 2504.11343). A sample whose verdict is unknown is none of them."""
+
+    per_prompt: Positive = 4
+    """Most of one prompt, drawn by chance."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Their advantage is minus this, where the best kept row's is 1."""
+
+
+class Loss(Section):
+    """What a row's tokens count (docs/training.md, weighted losses). The defaults are the mean
+    cross-entropy of the step's completion tokens."""
+
+    weigh: Literal["tokens", "completions", "prompts"] = "tokens"
+    """What weighs the same: every token; every completion, so that a token of a long one counts less; or
+    every prompt, whose completions share its weight (GRPO's mean, arXiv 2402.03300)."""
+    reward: Reward | None = None
+    """`{}` takes the defaults; null weighs all selected rows the same."""
+    clip: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """RAFT++ (arXiv 2504.11343): the ratio of a token's probability to the one it was sampled with, in place
+    of its log-probability, without a gradient where it is past 1 + clip (of negatives, below 1 - clip).
+    Needs `sample.logprobs: tokens`; 0.2 is usual. References keep their cross-entropy."""
+    negatives: Negatives | None = None
+    """`{}` takes the defaults; null learns from the selected rows only."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Loss":
+        if self.negatives and self.clip is None:
+            raise ValueError(
+                "negatives without clip: nothing would bound how unlikely wrong answers are made, and "
+                "the model comes apart. Set clip to 0.2 (and sample.logprobs to tokens)"
+            )
+        return self
+
+    def of_rows(self) -> dict[str, Any]:
+        """What the selected rows carry for it; empty for plain rows."""
+        asked = self.model_dump(mode="json", include={"reward", "negatives"}, exclude_none=True)
+        return asked | ({"logprobs": True} if self.clip is not None else {})
+
+
 class Train(Section):
     """Stage 5: fine-tuning on the selected rows, loss on the completion only."""
 
@@ -99,6 +151,7 @@ class Train(Section):
     lora: Lora | None = Lora()
     """The adapter to train; null trains all weights."""
     precision: Precision = Precision()
+    loss: Loss = Loss()
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"

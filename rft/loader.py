@@ -179,12 +179,20 @@ def _check_chats(
         return
     if arm.sample.only == "unsolved":
         raise ConfigError(f"{path}: {at('sample')}.only: unsolved is for one of several pools")
+    names = {scorer.use for scorer in arm.score}
+    if arm.train and arm.train.loss.reward and names <= _NO_VALUE:
+        raise ConfigError(
+            f"{path}: {at('train.loss')}.reward: weighs rows by a value, and {' and '.join(sorted(names))} "
+            "gives verdicts alone: add a scorer with a value (reward_model, judge), or set it to null"
+        )
     for number, name in enumerate(arm.sample.pools or [""]):
         where = at(f"sample.pools.{name}" if name else "sample")
         pool = arm.sample
         if name:
             pool = checked(Sample, where, partial(arm.sample.pool, name))
-        checked(Chat, f"{where}.chat", partial(arm.asking, pool.chat))
+        asked = checked(Chat, f"{where}.chat", partial(arm.asking, pool.chat))
+        if arm.train and arm.train.loss.clip is not None and (fault := _no_ratio(arm, pool, asked)):
+            raise ConfigError(f"{path}: {where}.{fault}, or {at('train.loss')}.clip to null")
         if name and (not name.replace("_", "").replace("-", "").isalnum() or name == "reference"):
             raise ConfigError(
                 f"{path}: {where}: a pool's name has letters, digits, - and _, and is not `reference`"
@@ -199,6 +207,30 @@ def _check_chats(
             raise ConfigError(
                 f"{path}: {where}.only: unsolved is what the pools before it leave: put it after one"
             )
+
+
+_NO_VALUE = {"answer", "math"}
+"""Built-in scorers that never give a value."""
+
+
+def _no_ratio(arm: Arm, pool: Sample, asked: Chat) -> str | None:
+    """Why a pool's samples have no log-probabilities that the trained model's can be divided by."""
+    if pool.logprobs != "tokens":
+        return (
+            f"logprobs: {pool.logprobs} keeps no token's log-probability, and train.loss.clip compares "
+            "each with the trained model's: set it to tokens"
+        )
+    if pool.model is not None and pool.model != arm.model:
+        return (
+            "model: another model's answers are tokenised anew, and train.loss.clip needs each token's "
+            "log-probability: leave it out"
+        )
+    if asked != arm.chat:
+        return (
+            "chat: samples are drawn with another prompt than the one trained on, and train.loss.clip "
+            "compares probabilities after the same prompt: leave it out"
+        )
+    return None
 
 
 def arm_references(arm: Arm) -> list[tuple[str, str]]:

@@ -286,7 +286,7 @@ class Plan:
             what = self.identity.component("selectors", component, arm, "train")
             slices.append({**what, "args": without_folders(keyed)})
         own = self.identity.weights(arm.model)
-        inputs = {
+        inputs: dict[str, Any] = {
             "kind": "select",
             "pools": [score.key for _, score in pools],
             "select": slices,
@@ -294,6 +294,9 @@ class Plan:
             "model": own,
             "chat": chat_digest(chat),
         }
+        loss = arm.train.loss.of_rows() if arm.train else {}
+        if loss:
+            inputs["loss"] = loss
         return self.node(
             "select",
             f"select ({name}{_nth(number)}, seed {seed})",
@@ -311,6 +314,7 @@ class Plan:
                 for a, b in pools
             ],
             selectors=specs,
+            loss=loss,
             model=arm.model.model_dump(mode="json"),
             chat=chat.model_dump(mode="json"),
             must_sample=arm.sample.use != "reference",

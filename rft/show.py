@@ -39,7 +39,7 @@ _ROWS: dict[str, dict[str, type]] = {
 }
 """Stage kind -> folder within it -> type of its rows."""
 
-_TOKENS = ("prompt_token_ids", "token_ids", "token_logprobs")
+_TOKENS = ("prompt_token_ids", "token_ids", "token_logprobs", "logprobs")
 
 Facts = dict[str, Any]
 """What is known of a row, by name, in the order to print it in."""

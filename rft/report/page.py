@@ -258,9 +258,9 @@ def _yields(sampled: list[ArmRun], colours: dict[str, int]) -> list[dict[str, An
             for row in rows.read(
                 run.folders["select"] / "train",
                 TrainRow,
-                columns=["id", "prompt_id", "is_reference"],
+                columns=["id", "prompt_id", "is_reference", "weight"],
             )
-            if not row.is_reference
+            if not row.is_reference and row.weight > 0
         )
         asked = rows.ids(run.folders["prompts"] / "train")
         values = [kept[i] for i in asked]

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import itertools
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +41,7 @@ from rft.types import (
     TrainRow,
     Verdict,
 )
+from rft.weights import weights
 
 
 def run(jobs: list[dict[str, Any]]) -> None:
@@ -327,6 +329,7 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
     pools = Pools(job, folder / ".scratch")
     dropped: Counter[str] = Counter()
     chosen: list[str] = []
+    weighed: dict[str, float] = {}
     progress = process.Progress(job["label"], pools.partitions.counts.total() // 2)
 
     def tell(choice: ChoiceRow) -> None:
@@ -344,13 +347,17 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
             rows.Writer(folder / "choices", ChoiceRow, rows=65536, seconds=600) as writer,
         ):
             apply(selectors, pools, tell)
+            if job.get("loss") and chosen:
+                weighed = weights(pools, set(chosen), job["loss"], job["label"])
     finally:
         progress.close()
         pools.partitions.close()
     total, sampled = len(chosen) + dropped.total(), 0
+    negatives = [id for id, weight in weighed.items() if weight < 0]
     if chosen:
-        left = _chosen(job, pa.array(chosen, pa.string()))
+        left = _chosen(job, pa.array(chosen + negatives, pa.string()))
         sampled = sum(finish != Finish.REFERENCE for finish in left.column("finish").to_pylist())
+        sampled -= len(negatives)
     funnel = {"in": total, "out": len(chosen), "dropped": dict(dropped.most_common())}
     if not chosen or (job["must_sample"] and not sampled):
         lost = ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common())
@@ -363,12 +370,13 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
     name = str(job["model"]["base"]) + str(job["chat"])
     if name not in renderers:
         renderers[name] = Renderer(Model(**job["model"]), Chat(**job["chat"]))
-    _write_train(job, left, pools.prompts, renderers[name])
+    _write_train(job, left, pools.prompts, renderers[name], weighed)
     StageDir(folder).commit(
         time.monotonic() - started,
         rows=len(chosen),
         sampled=sampled,
         prompts=len(left.column("prompt_id").unique()),
+        **({"negatives": len(negatives)} if "negatives" in job.get("loss", {}) else {}),
         funnel=funnel,
         **watched,
     )
@@ -377,7 +385,9 @@ def _select(job: dict[str, Any], folder: Path, renderers: dict[str, Renderer]) -
 def _chosen(job: dict[str, Any], ids: pa.Array) -> pa.Table:
     """The chosen candidates with their tokens, in an order that follows from the rows alone, and the
     number of the pool that each is of."""
-    columns = [f.name for f in dataclasses.fields(Candidate) if f.name != "token_logprobs"]
+    columns = [f.name for f in dataclasses.fields(Candidate)]
+    if not _needs_logprobs(job):
+        columns.remove("token_logprobs")
     kept: list[pa.RecordBatch] = []
     for number, pool in enumerate(job["pools"]):
         before = len(kept)
@@ -397,8 +407,16 @@ def _chosen(job: dict[str, Any], ids: pa.Array) -> pa.Table:
     return table.take(order)
 
 
+def _needs_logprobs(job: dict[str, Any]) -> bool:
+    return "logprobs" in job.get("loss", {})
+
+
 def _write_train(
-    job: dict[str, Any], table: pa.Table, prompts: dict[str, Prompt], renderer: Renderer
+    job: dict[str, Any],
+    table: pa.Table,
+    prompts: dict[str, Prompt],
+    renderer: Renderer,
+    weighed: dict[str, float],
 ) -> None:
     """The training rows: tokens as they were sampled wherever they are the trained model's own."""
     asked = functools.lru_cache(maxsize=1024)(renderer.prompt_ids)
@@ -416,7 +434,24 @@ def _write_train(
                     # Asked in another way, or of another model: learnt as the answer to the question.
                     prompt = asked(prompts[c.prompt_id].question)
                 is_reference = c.finish is Finish.REFERENCE
-                writer.add(TrainRow(c.id, c.prompt_id, prompt, ids, is_reference, c.pool))
+                weight, known = weighed.get(c.id, 1.0), _needs_logprobs(job) and not is_reference
+                told = _logprobs(c, ids) if known else ()
+                writer.add(
+                    TrainRow(c.id, c.prompt_id, prompt, ids, is_reference, c.pool, weight, told)
+                )
+
+
+def _logprobs(candidate: Candidate, ids: tuple[int, ...]) -> tuple[float, ...]:
+    """Of the tokens to learn as far as they are those that were sampled: a stop string has made way for
+    an EOS. Raises RftError where the sampler gave none."""
+    if candidate.token_logprobs is None:
+        raise RftError(
+            f"train.loss.clip: candidate {candidate.id} has no log-probabilities of its tokens. Sample "
+            "with logprobs: tokens from a sampler that gives them, or set train.loss.clip to null"
+        )
+    both = zip(ids, candidate.token_ids, candidate.token_logprobs)
+    same = itertools.takewhile(lambda one: one[0] == one[1], both)
+    return tuple(logprob for _, _, logprob in same)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ layout: `Layout.ROWS`, padded rows of similar length.
 
 A step's rows follow from the seed and the epoch alone. How a step is cut into micro-batches, how these
 are laid out, and which process computes which, changes speed and memory but not the step: the loss is
-the weighted sum of the tokens' losses over the number of completion tokens in the whole step.
+the weighted sum of the tokens' losses over the sum of their weights' sizes in the whole step, the number of
+completion tokens where all weigh 1.
 """
 
 import heapq
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from rft.config_train import Loss
 from rft.types import RftError, TrainRow
 
 BLOCK = 128
@@ -54,7 +56,15 @@ class Group:
     prompt: Ids
     completions: tuple[Ids, ...]
     weights: tuple[float, ...]
-    """Of each completion's loss."""
+    """Of a token of each completion; below 0 in those to unlearn."""
+    old: tuple[np.ndarray, ...] | None = None
+    """Log-probabilities of their tokens as they were sampled, NaN where unknown; None where the loss is
+    without them."""
+
+    @property
+    def mass(self) -> float:
+        """What the group adds to the divisor of its step's loss."""
+        return sum(abs(weight) * len(ids) for ids, weight in zip(self.completions, self.weights))
 
     @cached_property
     def shared(self) -> tuple[int, ...]:
@@ -83,8 +93,22 @@ class Group:
 
     def singles(self) -> "Iterator[Group]":
         """A group for each completion."""
-        for ids, weight in zip(self.completions, self.weights):
-            yield replace(self, completions=(ids,), weights=(weight,))
+        return (self.of([number]) for number in range(len(self.completions)))
+
+    def rights(self) -> "Group | None":
+        """The group without what is to be unlearnt; None where nothing is left."""
+        numbers = [number for number, weight in enumerate(self.weights) if weight > 0]
+        return self.of(numbers) if numbers else None
+
+    def of(self, numbers: "Iterable[int]") -> "Group":
+        """The group with these of its completions, which must be in order."""
+        picked = list(numbers)
+        return replace(
+            self,
+            completions=tuple(self.completions[n] for n in picked),
+            weights=tuple(self.weights[n] for n in picked),
+            old=self.old and tuple(self.old[n] for n in picked),
+        )
 
 
 def _in_common(one: Ids, other: Ids) -> int:
@@ -105,6 +129,11 @@ class Batch:
     """(C,): the token that each of them must predict."""
     weights: torch.Tensor
     """(C,), float32: of their losses; added up where completions share a token."""
+    advantages: torch.Tensor | None = None
+    """(C, M), float32: the weights of the completions that share a token one by one, M at most, for losses
+    in which they do not add up; 0 where there are fewer."""
+    old: torch.Tensor | None = None
+    """(C, M), float32: their log-probabilities as sampled, NaN where unknown."""
     position_ids: torch.Tensor | None = None
     """(1, T) in trees; rows count from 0."""
     end: torch.Tensor | None = None
@@ -148,7 +177,8 @@ def _tree(groups: Iterable[Group]) -> Batch:
     ids: list[Ids] = []
     positions, predictors, labels, ends, sizes = [], [], [], [], list[int]()
     weights: list[np.ndarray] = []
-    start = 0
+    terms = _Terms()
+    start = targets = 0
     for group in groups:
         size = len(group.prompt)
         end = np.zeros(group.tokens, np.int64)
@@ -158,12 +188,16 @@ def _tree(groups: Iterable[Group]) -> Batch:
         ids.append(group.prompt)
         positions.append(np.arange(size))
         owned = np.zeros(group.tokens)
-        for completion, weight, shared in zip(group.completions, group.weights, group.shared):
+        for number, (completion, weight, shared) in enumerate(
+            zip(group.completions, group.weights, group.shared)
+        ):
             new = len(completion) - shared
             # Those behind the fork have no more descendants.
             end[path[shared + 1 :]] = at
             path = np.concatenate([path[: shared + 1], np.arange(at, at + new)])
             owned[path[1:]] += weight
+            if group.old is not None:
+                terms.add(path[1:] + (targets - size), weight, group.old[number])
             ids.append(completion[shared:])
             positions.append(np.arange(size + shared, size + len(completion)))
             predictors.append(start + path[shared:-1])
@@ -174,11 +208,15 @@ def _tree(groups: Iterable[Group]) -> Batch:
         ends.append(start + end)
         sizes.append(at)
         start += at
+        targets += at - size
+    advantages, old = terms.tensors(targets)
     return Batch(
         input_ids=_tensor(ids)[None],
         predictors=_tensor(predictors),
         labels=_tensor(labels),
         weights=torch.from_numpy(np.concatenate(weights).astype(np.float32)),
+        advantages=advantages,
+        old=old,
         position_ids=_tensor(positions)[None],
         end=_tensor(ends),
         sizes=tuple(sizes),
@@ -191,6 +229,7 @@ def _rows(groups: Iterable[Group]) -> Batch:
     ids = np.zeros((len(singles), width), np.int64)
     mask = np.zeros((len(singles), width), np.int64)
     predictors, labels, weights = [], [], []
+    terms, targets = _Terms(), 0
     for number, single in enumerate(singles):
         (completion,), (weight,) = single.completions, single.weights
         ids[number, : single.tokens] = np.concatenate([single.prompt, completion])
@@ -199,34 +238,81 @@ def _rows(groups: Iterable[Group]) -> Batch:
         predictors.append(np.arange(first, first + len(completion)))
         labels.append(completion)
         weights.append(np.full(len(completion), weight, np.float32))
+        if single.old is not None:
+            terms.add(np.arange(targets, targets + len(completion)), weight, single.old[0])
+        targets += len(completion)
+    advantages, old = terms.tensors(targets)
     return Batch(
         input_ids=torch.from_numpy(ids),
         predictors=_tensor(predictors),
         labels=_tensor(labels),
         weights=torch.from_numpy(np.concatenate(weights)),
+        advantages=advantages,
+        old=old,
         mask=torch.from_numpy(mask),
     )
+
+
+class _Terms:
+    """A batch's `advantages` and `old`, completion by completion."""
+
+    def __init__(self) -> None:
+        self.owners, self.weights, self.old = list[Ids](), list[Ids](), list[Ids]()
+
+    def add(self, owners: Ids, weight: float, old: np.ndarray) -> None:
+        """owners: which of the batch's tokens to be predicted are the completion's."""
+        self.owners.append(owners)
+        # What bounds an unlikely token's loss is its ratio.
+        self.weights.append(np.where(np.isnan(old), max(weight, 0.0), weight))
+        self.old.append(old)
+
+    def tensors(self, targets: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if not self.owners:
+            return None, None
+        owner = np.concatenate(self.owners)
+        order = np.argsort(owner, kind="stable")
+        owner = owner[order]
+        # The how manieth each is of its token's.
+        slot = np.arange(len(owner)) - np.searchsorted(owner, owner)
+        advantages = np.zeros((targets, int(slot.max()) + 1), np.float32)
+        old = np.full_like(advantages, np.nan)
+        advantages[owner, slot] = np.concatenate(self.weights)[order]
+        old[owner, slot] = np.concatenate(self.old)[order]
+        return torch.from_numpy(advantages), torch.from_numpy(old)
 
 
 def _tensor(parts: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def read_groups(rows: Iterable[TrainRow]) -> list[Group]:
-    """Rows by prompt, in the order of their tokens, whatever order they come in.
+_Member = tuple[tuple[int, ...], float, tuple[float, ...]]
+"""Tokens, weight and log-probabilities of a row."""
+
+
+_PLAIN = Loss()
+
+
+def read_groups(rows: Iterable[TrainRow], loss: Loss = _PLAIN) -> list[Group]:
+    """Rows by prompt, in the order of their tokens, whatever order they come in. Those of weight 0, from
+    which nothing is learnt, are left out. Weights are scaled so that a token's is 1 on average.
 
     Raises RftError for no rows, and for a row that has no prompt or no completion.
     """
     # Keyed by the ids as well: prompts rendered in two ways must not share a layout.
-    found: dict[tuple[str, bytes], list[tuple[tuple[int, ...], float]]] = {}
+    found: dict[tuple[str, bytes], list[_Member]] = {}
+    sizes: dict[str, float] = {}
     for row in rows:
         if not row.prompt_token_ids or not row.token_ids:
             raise RftError(
                 f"training row {row.id}: its {'completion' if row.prompt_token_ids else 'prompt'} "
                 "has no tokens, so there is nothing to learn from it. Drop it with a selector."
             )
+        if not row.weight:
+            continue
         key = (row.prompt_id, np.asarray(row.prompt_token_ids, np.int32).tobytes())
-        found.setdefault(key, []).append((tuple(row.token_ids), row.weight))
+        told = () if loss.clip is None else tuple(row.logprobs)
+        found.setdefault(key, []).append((tuple(row.token_ids), row.weight, told))
+        sizes[row.prompt_id] = sizes.get(row.prompt_id, 0.0) + abs(row.weight)
     if not found:
         raise RftError(
             "there are no rows to train on. Look at the select stage with `rft show`: loosen a "
@@ -236,10 +322,23 @@ def read_groups(rows: Iterable[TrainRow]) -> list[Group]:
     for (prompt_id, prompt), members in sorted(found.items()):
         # Those that begin alike come together.
         members.sort()
-        completions = tuple(np.asarray(ids, np.int32) for ids, _ in members)
-        weights = tuple(weight for _, weight in members)
-        groups.append(Group(prompt_id, np.frombuffer(prompt, np.int32), completions, weights))
-    return groups
+        completions = tuple(np.asarray(ids, np.int32) for ids, _, _ in members)
+        whole = sizes[prompt_id] if loss.weigh == "prompts" else 1.0
+        weights = tuple(
+            weight if loss.weigh == "tokens" else weight / (whole * len(ids))
+            for ids, weight, _ in members
+        )
+        old = None if loss.clip is None else tuple(_old(ids, told) for ids, _, told in members)
+        groups.append(Group(prompt_id, np.frombuffer(prompt, np.int32), completions, weights, old))
+    # The loss is the same with any scale; fp16's gradients of a thousandth of a token would vanish.
+    scale = sum(g.completion_tokens for g in groups) / sum(g.mass for g in groups)
+    return [replace(g, weights=tuple(w * scale for w in g.weights)) for g in groups]
+
+
+def _old(ids: tuple[int, ...], told: tuple[float, ...]) -> np.ndarray:
+    old = np.full(len(ids), np.nan, np.float32)
+    old[: len(told)] = told
+    return old
 
 
 def split(group: Group, limit: int) -> Iterator[Group]:
@@ -251,16 +350,10 @@ def split(group: Group, limit: int) -> Iterator[Group]:
     first, size = 0, len(group.prompt)
     for number, (completion, shared) in enumerate(zip(group.completions, group.shared)):
         if number > first and size + len(completion) - shared > limit:
-            yield _part(group, first, number)
+            yield group.of(range(first, number))
             first, size, shared = number, len(group.prompt), 0
         size += len(completion) - shared
-    yield group if first == 0 else _part(group, first, len(group.completions))
-
-
-def _part(group: Group, first: int, last: int) -> Group:
-    return replace(
-        group, completions=group.completions[first:last], weights=group.weights[first:last]
-    )
+    yield group if first == 0 else group.of(range(first, len(group.completions)))
 
 
 class Steps:
@@ -319,15 +412,13 @@ def _reunited(groups: list[Group]) -> list[Group]:
 
 
 def _joined(groups: list[Group]) -> Group:
-    members = sorted(
-        (tuple(ids.tolist()), weight)
-        for group in groups
-        for ids, weight in zip(group.completions, group.weights)
-    )
+    """groups: one completion each."""
+    groups = sorted(groups, key=lambda one: (one.completions[0].tolist(), one.weights))
     return replace(
         groups[0],
-        completions=tuple(np.asarray(ids, np.int32) for ids, _ in members),
-        weights=tuple(weight for _, weight in members),
+        completions=tuple(one.completions[0] for one in groups),
+        weights=tuple(one.weights[0] for one in groups),
+        old=groups[0].old and tuple(one.old[0] for one in groups if one.old),
     )
 
 

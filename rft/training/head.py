@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rft.training.products import computed_in, fused, product, summed
+from rft.training.surrogate import clipped
 
 CHUNK, CHUNK_GPU = 1 << 24, 1 << 28
 """Logits of a chunk: 64 MB on a CPU; a GPU is kept busy by a thousand rows."""
@@ -26,6 +27,9 @@ class _Loss(torch.autograd.Function):
         bias: torch.Tensor | None,
         labels: torch.Tensor,
         weights: torch.Tensor,
+        advantages: torch.Tensor | None,
+        old: torch.Tensor | None,
+        eps: float,
     ) -> torch.Tensor:
         device = hidden.device.type
         computed = computed_in(hidden)
@@ -43,14 +47,18 @@ class _Loss(torch.autograd.Function):
                 logits = product(inputs, matrix)
                 if bias is not None:
                     logits = logits.float() + bias.float()
-                chosen = logits.gather(1, label).float()
-                slope, total_exp = _shares(logits, weights[part, None], computed)
-                chosen -= total_exp
-                total -= (chosen[:, 0] * weights[part]).sum()
+                total_exp = _total(logits)
+                logp, pull = (logits.gather(1, label) - total_exp)[:, 0], weights[part]
+                if advantages is None or old is None:
+                    total -= (logp * pull).sum()
+                else:
+                    gain, pull = clipped(logp, advantages[part], old[part], eps)
+                    total -= gain.sum()
                 if not any(needs[:3]):
                     continue
-                own = chosen.exp_().sub_(1).mul_(weights[part, None])
-                slope.scatter_(1, label, own.to(computed))
+                slope = _shares(logits, total_exp, pull[:, None], computed)
+                own = (logp.exp() - 1) * pull
+                slope.scatter_(1, label, own[:, None].to(computed))
                 if grad_bias is not None:
                     grad_bias += slope.sum(0, dtype=torch.float32)
                 if grad_hidden is not None:
@@ -67,18 +75,21 @@ class _Loss(torch.autograd.Function):
             None if grad is None else (grad * scale).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes)
         )
-        return (*grads, None, None)
+        return (*grads, None, None, None, None, None)
+
+
+@fused
+def _total(logits: torch.Tensor) -> torch.Tensor:
+    """(C, 1), float32: the logarithm of the sum that softmax divides by."""
+    return logits.float().logsumexp(-1, keepdim=True)
 
 
 @fused
 def _shares(
-    logits: torch.Tensor, weights: torch.Tensor, computed: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each word's share, softmax(logits), times the weight of the row, in place of float32 logits; and the
-    logarithm of what the shares are of, (C, 1), float32."""
-    wide = logits.float()
-    total = wide.logsumexp(-1, keepdim=True)
-    return wide.sub_(total).exp_().mul_(weights).to(computed), total
+    logits: torch.Tensor, total: torch.Tensor, weights: torch.Tensor, computed: torch.dtype
+) -> torch.Tensor:
+    """Each word's share, softmax(logits), times the weight of the row; in place of float32 logits."""
+    return logits.float().sub_(total).exp_().mul_(weights).to(computed)
 
 
 def head_loss(
@@ -87,11 +98,15 @@ def head_loss(
     bias: torch.Tensor | None,
     labels: torch.Tensor,
     weights: torch.Tensor,
+    advantages: torch.Tensor | None = None,
+    old: torch.Tensor | None = None,
+    eps: float = 0.0,
 ) -> torch.Tensor:
-    """Weighted sum of the labels' cross-entropies, nats, float32.
+    """Weighted sum of the labels' cross-entropies, nats, float32; with `advantages` and `old`, that of
+    their clipped surrogates (`surrogate.clipped`).
 
     hidden (C, H), head (V, H), bias (V,), labels (C,), weights (C,) float32. Products are made in the
     format of an autocast region, sums in float32.
     """
-    loss: torch.Tensor = _Loss.apply(hidden, head, bias, labels, weights)
+    loss: torch.Tensor = _Loss.apply(hidden, head, bias, labels, weights, advantages, old, eps)
     return loss

@@ -64,7 +64,7 @@ class _Job:
         self.accelerator = _accelerator(settings, self.stage, self.label)
         self.main = self.accelerator.is_main_process
         sharded = sharding.is_asked(settings, self.accelerator.num_processes)
-        every = read_groups(rows.read(Path(job["rows"]), TrainRow))
+        every = read_groups(rows.read(Path(job["rows"]), TrainRow), settings.loss)
         self.groups, self.held_out = _divided(every, settings, self.label)
         model, start = _start(model, settings, job.get("start"))
         base = load_base(model, settings)
@@ -78,7 +78,8 @@ class _Job:
         with precision.products(Precision()):
             self.fit = check_layout(base, model, every, settings)
         objective: Any = Objective(
-            self.model, self.fit, precision.autocast_dtype(settings.precision)
+            *(self.model, self.fit, precision.autocast_dtype(settings.precision)),
+            settings.loss.clip,
         )
         saved = checkpoint.load(self.stage)
         found = [] if saved else selftest.compare_samplers(objective, job, settings.precision)
@@ -350,6 +351,8 @@ def _divided(groups: list[Group], train: Train, label: str) -> tuple[list[Group]
         return groups, []
     share = train.early_stop.hold_out
     out = [group for group in groups if falls_in(share, "hold_out", group.prompt_id)]
+    # Wrong answers' cross-entropy is not to fall.
+    out = [right for group in out if (right := group.rights())]
     own = [group for group in groups if not falls_in(share, "hold_out", group.prompt_id)]
     if not out or not own:
         raise RftError(

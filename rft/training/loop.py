@@ -1,8 +1,8 @@
 """The training loop: accelerate moves and wraps; what a step is, is decided here.
 
 The textbook averages the loss in each micro-batch, lets DDP average over processes, and seeds once.
-Here the step's loss is one sum over its completion tokens, divided by their number, so packing,
-accumulation and the number of processes do not change what is learnt; and each step seeds itself
+Here the step's loss is one weighted sum over its completion tokens, divided by the sum of their weights,
+so packing, accumulation and the number of processes do not change what is learnt; and each step seeds itself
 from (seed, step, process), so a resumed run repeats an uninterrupted one to the last bit.
 """
 
@@ -89,7 +89,7 @@ class Run:
         # For dropout; 63 bits of a hash, so that neighbouring seeds share nothing.
         rank = self.accelerator.process_index
         torch.manual_seed(int(digest(self.seed, number, rank)[:15], 16))
-        loss, asked = self._gradients(packed, targets)
+        loss, asked = self._gradients(packed, sum(group.mass for group in groups))
         self.scale.unscale(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         zeros = {"zero_gradients": round(zero_share(parameters), 6)} if self.scale.enabled else {}
@@ -122,9 +122,9 @@ class Run:
         limit, processes = self.train.tokens_per_batch, self.accelerator.num_processes
         return pack(groups, limit, self.layout, processes)
 
-    def _gradients(self, packed: list[list[Group]], targets: int) -> tuple[float, bool]:
+    def _gradients(self, packed: list[list[Group]], mass: float) -> tuple[float, bool]:
         """Leaves the step's gradients in the parameters; its loss, over all processes, and whether
-        any of them was asked to stop."""
+        any of them was asked to stop. mass: of all groups of the step."""
         accelerator = self.accelerator
         mine = deal(packed, accelerator.num_processes, accelerator.process_index)
         total = torch.zeros(2, device=accelerator.device)
@@ -134,11 +134,11 @@ class Run:
                 batch = collate(row, self.layout).to(accelerator.device)
                 loss = self.objective(batch) * weight
                 # DDP will divide the sum of the gradients by the number of processes.
-                self.scale.scaled(loss * (accelerator.num_processes / targets)).backward()
+                self.scale.scaled(loss * (accelerator.num_processes / mass)).backward()
             total[0] += loss.detach()
         total[1] = float(self.stop.asked)
         total = accelerator.reduce(total, reduction="sum")
-        return float(total[0]) / targets, bool(total[1] > 0)
+        return float(total[0]) / mass, bool(total[1] > 0)
 
     def _in_step(self, last: bool) -> Any:
         """Has gradients added up between processes after a step's last micro-batch only."""
@@ -171,7 +171,8 @@ class Run:
 
     @torch.no_grad()
     def look(self, groups: list[Group]) -> dict[str, float]:
-        """The held-out loss and accuracy of a completion token, over all processes."""
+        """The held-out loss and accuracy of a completion token, over all processes; weighted as in
+        training, and cross-entropy whatever training's loss."""
         accelerator, objective = self.accelerator, self.objective
         packed = self._packed(groups)
         total = torch.zeros(2, device=accelerator.device)
@@ -184,10 +185,10 @@ class Run:
             # As it would be after a backward pass, or the parameters have other names for the optimizer.
             objective.reshard()
         total = accelerator.reduce(total, reduction="sum")
-        count = sum(group.completion_tokens for group in groups)
+        mass = sum(group.mass for group in groups)
         return {
-            "held_out_loss": float(total[0]) / count,
-            "held_out_accuracy": float(total[1]) / count,
+            "held_out_loss": float(total[0]) / mass,
+            "held_out_accuracy": float(total[1]) / mass,
         }
 
 

@@ -18,6 +18,7 @@ from rft.config_train import Train
 from rft.training import attention
 from rft.training.data import Batch, Group, Layout, collate
 from rft.training.head import head_loss
+from rft.training.surrogate import clipped
 from rft.types import RftError
 
 
@@ -37,21 +38,33 @@ class Fit:
 class Objective(torch.nn.Module):
     """The model with its loss, so that DDP and FSDP see one forward pass. B, T, C: see `Batch`."""
 
-    def __init__(self, model: Any, fit: Fit, compute: torch.dtype | None):
-        """fit: what `check_layout` has found out. compute: of an autocast region; None for none."""
+    def __init__(
+        self, model: Any, fit: Fit, compute: torch.dtype | None, clip: float | None = None
+    ):
+        """fit: what `check_layout` has found out. compute: of an autocast region; None for none. clip:
+        `train.loss.clip`."""
         super().__init__()
-        self.model, self.fit, self.compute = model, fit, compute
+        self.model, self.fit, self.compute, self.eps = model, fit, compute, clip or 0.0
 
     def forward(self, batch: Batch, score: bool = False) -> Any:
-        """Weighted sum (not mean) of the completion tokens' cross-entropies, nats, float32. score: with
-        it, and without gradients, the weights of the tokens that are the likeliest, added up."""
+        """Weighted sum (not mean) of the completion tokens' cross-entropies, nats, float32, or of their
+        clipped surrogates where the batch has `old`. score: always the cross-entropies, and with them the
+        weights of the tokens that are the likeliest, added up; without gradients."""
         with self.casting():
             if self.fit.fused_head and not score:
                 head = unwrapped(self.model).get_output_embeddings()
                 hidden = hidden_states(self.model, batch)
-                return head_loss(hidden, head.weight, head.bias, batch.labels, batch.weights)
+                return head_loss(
+                    *(hidden, head.weight, head.bias, batch.labels, batch.weights),
+                    *(batch.advantages, batch.old, self.eps),
+                )
             made = logits(self.model, batch)
-        loss = (cross_entropy(made, batch.labels, reduction="none") * batch.weights).sum()
+        each = cross_entropy(made, batch.labels, reduction="none")
+        if batch.advantages is not None and batch.old is not None and not score:
+            gain, pull = clipped(-each, batch.advantages, batch.old, self.eps)
+            # The value of the one and the gradient of the other.
+            return (pull * (each - each.detach())).sum() - gain.sum()
+        loss = (each * batch.weights).sum()
         return (loss, ((made.argmax(-1) == batch.labels) * batch.weights).sum()) if score else loss
 
     def casting(self) -> Any:

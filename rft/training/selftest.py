@@ -11,7 +11,7 @@ loaded: each shows there, hours before it would in a curve.
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -155,14 +155,14 @@ def _some(groups: list[Group], layout: Layout) -> Batch:
     chosen: list[Group] = []
     room = TOKENS
     for group in groups:
-        if not any(group.weights):
-            continue
         part = next(split(group, TOKENS))
         if chosen and part.tokens > room:
             break
         chosen.append(part)
         room -= part.tokens
-    return collate(chosen, layout)
+    # Cross-entropies, whatever the run's loss: the formats are in question, and it may be about 0.
+    plain = (replace(one, weights=(1.0,) * len(one.weights), old=None) for one in chosen)
+    return collate(plain, layout)
 
 
 @dataclass(frozen=True)

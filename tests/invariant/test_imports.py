@@ -18,7 +18,7 @@ LEVELS = [
     {"stages"},
     {"sampling"},
     {"verdicts"},
-    {"scoring"},
+    {"scoring", "weights"},
     {"samplers", "allocators", "scorers", "selectors", "training", "report"},
     {"collapse"},
     {

@@ -142,6 +142,32 @@ def test_arm_cannot_set_what_belongs_to_the_experiment(tmp_path: Path) -> None:
             {"arms": {"sft": {"eval": {"n": 4, "temperature": 1, "k": [4]}}}},
             ["arms.sft.eval.k", "set eval.k"],
         ),
+        ({"train": {"loss": {"negatives": {}}}}, ["train.loss", "without clip", "clip to 0.2"]),
+        ({"train": {"loss": {"clip": 1}}}, ["train.loss.clip", "less than 1"]),
+        ({"train": {"loss": {"reward": {}}}}, ["train.loss.reward", "answer", "verdicts alone"]),
+        ({"train": {"loss": {"reward": {"beta": 0}}}}, ["train.loss.reward.beta"]),
+        (
+            {"train": {"loss": {"clip": 0.2}}},
+            ["sample.logprobs", "set it to tokens", "train.loss.clip to null"],
+        ),
+        (
+            {"arms": {"sft": {}, "rft": {"train": {"loss": {"clip": 0.2}}}}},
+            ["sample.logprobs", "arms.rft.train.loss.clip to null"],
+        ),
+        (
+            {
+                "sample": {"logprobs": "tokens", "pools": {"a": {}, "b": {"model": {"base": "x"}}}},
+                "train": {"loss": {"clip": 0.2}},
+            },
+            ["sample.pools.b.model", "tokenised anew"],
+        ),
+        (
+            {
+                "sample": {"logprobs": "tokens", "chat": {"prompt": "Sum: {question}"}},
+                "train": {"loss": {"clip": 0.2}},
+            },
+            ["sample.chat", "same prompt"],
+        ),
         # References between arms.
         ({"compare": {"baseline": "zft"}}, ["compare.baseline", "did you mean sft?"]),
         ({"sample": {"policy": "arm:stf"}}, ["arms.rft.sample.policy", "did you mean sft?"]),
@@ -420,3 +446,16 @@ def test_merged_yaml_mappings_are_no_keys_given_twice(tmp_path: Path) -> None:
     )
     got = loader.load(write(tmp_path, more=more))
     assert (got.eval.n, got.eval.top_k, got.arm("sft").sample.n) == (4, 9, 2)
+
+
+def test_clipping_asks_nothing_of_arms_without_samples(tmp_path: Path) -> None:
+    arms = {"base": {"train": None}, "sft": {"sample": {"use": "reference"}}, "rft": {}}
+    file = write(
+        tmp_path,
+        arms=arms,
+        sample={"logprobs": "tokens"},
+        score=[{"use": "answer"}, {"use": "reward_model", "args": {"model": "m"}}],
+        train={"loss": {"clip": 0.2, "negatives": {}, "reward": {}, "weigh": "completions"}},
+    )
+    loss = loader.load(file).arm("sft").train.loss
+    assert loss.negatives.per_prompt == 4 and loss.reward.beta == 1.0

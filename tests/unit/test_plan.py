@@ -692,3 +692,33 @@ def test_rule_and_tests_and_models_count(bench: Bench) -> None:
     assert scores <= changed(before, bench.plan()) | {"sample"}
     with pytest.raises(ConfigError, match=r"write combine: \{rule: first\}"):
         bench.plan(combine="first")
+
+
+@pytest.mark.parametrize(
+    "loss, selects",
+    [
+        ({"weigh": "prompts"}, False),
+        ({"clip": 0.2}, True),
+        ({"reward": {}}, True),
+        ({"clip": 0.2, "negatives": {}}, True),
+    ],
+)
+def test_the_loss_is_part_of_training_and_of_rows_that_carry_something_for_it(
+    bench: Bench, loss: dict[str, Any], selects: bool
+) -> None:
+    body: dict[str, Any] = {
+        "sample": {"policy": "arm:sft", "logprobs": "tokens"},
+        "score": [{"use": "./mine.py:mine"}],
+    }
+    arms = {**ARMS, "rft": {"train": {"loss": loss}}}
+    before, after = bench.plan(**body), bench.plan(arms=arms, **body)
+    one, two = links(before, "rft"), links(after, "rft")
+    assert one["5_train"].key != two["5_train"].key
+    assert (one["4_select"].key != two["4_select"].key) == selects
+    assert one["3_score"].key == two["3_score"].key
+    assert links(before, "random")["3_score"].key == links(after, "random")["3_score"].key
+    assert one["4_select"].job["loss"] == {}
+    if "clip" in loss:
+        other = bench.plan(arms={**ARMS, "rft": {"train": {"loss": {**loss, "clip": 0.3}}}}, **body)
+        assert links(other, "rft")["4_select"].key == two["4_select"].key
+        assert links(other, "rft")["5_train"].key != two["5_train"].key

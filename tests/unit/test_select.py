@@ -1,6 +1,7 @@
 """Selectors one by one and in a chain: nothing is lost, and chance and order play no part."""
 
 import dataclasses
+import math
 import random as chance
 import time
 import tracemalloc
@@ -12,6 +13,8 @@ import pytest
 
 import rft
 from rft import rows
+from rft.chat import Renderer
+from rft.config import Chat, Model
 from rft.equations import equations
 from rft.rundir import StageDir
 from rft.selectors.cap import cap
@@ -370,4 +373,62 @@ def test_reasons_are_counted_by_their_word(tmp_path: Path) -> None:
     )
     given["selectors"] = [{"use": f"{own}:own", "args": {}, "counts": {}}]
     with pytest.raises(RftError, match=r"\(3 overlap\)"):
+        select.run([given])
+
+
+def test_weights_wrong_samples_and_log_probabilities_go_into_the_rows(tmp_path: Path) -> None:
+    """Of four samples two are kept, two are wrong, and one of these is unlearnt."""
+    model = str(Path(rft.__file__).parent / "embedded" / "model")
+    loss = {
+        "negatives": {"per_prompt": 1, "weight": 0.5},
+        "reward": {"beta": 2.0},
+        "logprobs": True,
+    }
+    given = job(tmp_path, "correct", model={"base": model}, loss=loss)
+    given["pools"][0] |= {"own_tokens": True, "own_prompts": True}
+    rows.clear(tmp_path / "sample")
+    rows.clear(tmp_path / "score")
+    *ids, eos = Renderer(Model(base=model), Chat()).completion_ids("text")
+    known = tuple(-1.0 - i for i in range(len(ids)))
+    made = [
+        Candidate(f"c{i}", "p", i, "text", (1,), tuple(ids), Finish.STOP, sum(known), known)
+        for i in range(4)
+    ]
+    made.append(Candidate("r", "p", 0, "ref", (1,), (7,), Finish.REFERENCE))
+    told = [
+        ("c0", "correct", 1.0),
+        ("c1", "wrong", 0.0),
+        ("c2", "wrong", 0.0),
+        ("c3", "correct", 3.0),
+    ]
+    told.append(("r", "correct", None))
+    rows.write_part(tmp_path / "sample", made, Candidate)
+    rows.write_part(
+        tmp_path / "score",
+        [ScoreRow(id, "p", Verdict(v), None, None, value, "[]") for id, v, value in told],
+        ScoreRow,
+    )
+    select.run([given])
+    written = {row.id: row for row in rows.read(tmp_path / "select" / "train", TrainRow)}
+    (against,) = {"c1", "c2"} & set(written)
+    weights = {id: row.weight for id, row in written.items()}
+    assert weights == pytest.approx({"r": 1.0, "c0": math.exp(-1), "c3": 1.0, against: -0.5})
+    assert written["r"].logprobs == ()
+    # The EOS that these lack is learnt, and was not sampled.
+    assert written["c0"].token_ids == (*ids, eos)
+    assert written["c0"].logprobs == known
+    manifest = StageDir(tmp_path / "select").manifest()
+    assert manifest is not None
+    counted = {k: manifest[k] for k in ("rows", "sampled", "prompts", "negatives")}
+    assert counted == {"rows": 3, "sampled": 2, "prompts": 1, "negatives": 1}
+    # Wrong answers stay what they are to everyone else.
+    fate = {c.id: c.reason for c in rows.read(tmp_path / "select" / "choices", ChoiceRow)}
+    assert fate[against] == "wrong"
+
+
+def test_clipping_without_log_probabilities_is_refused(tmp_path: Path) -> None:
+    model = str(Path(rft.__file__).parent / "embedded" / "model")
+    given = job(tmp_path, "correct", model={"base": model}, loss={"logprobs": True})
+    given["pools"][0] |= {"own_tokens": True, "own_prompts": True}
+    with pytest.raises(RftError, match=r"train\.loss\.clip: candidate c0 .* logprobs: tokens"):
         select.run([given])

@@ -101,13 +101,15 @@ def adapted(base: Any, **train: Any) -> Any:
     return model
 
 
-def trained(model: Any, fit: Fit, groups: list[Group], limit: int = 1000) -> float:
+def trained(
+    model: Any, fit: Fit, groups: list[Group], limit: int = 1000, clip: float | None = None
+) -> float:
     """Leaves the gradients of all groups in the model; the loss."""
     if fit.layout is Layout.TREE:
         model.get_base_model().set_attn_implementation(attention.NAME)
     total = 0.0
     for some in pack(groups, limit, fit.layout):
-        loss = Objective(model, fit, None)(collate(some, fit.layout))
+        loss = Objective(model, fit, None, clip)(collate(some, fit.layout))
         loss.backward()
         total += float(loss.detach())
     return total
