@@ -59,7 +59,10 @@ class Renderer:
                 "chat.system: this tokenizer has no chat template: put the text into chat.prompt"
             )
         if self.tokenizer.eos_token_id is None:
-            raise RftError(f"model.base: {model.base}: its tokenizer has no end-of-sequence token")
+            raise RftError(
+                f"model.base: {model.base}: its tokenizer has no end-of-sequence token, so no completion could "
+                "end. Give it one: eos_token in tokenizer_config.json"
+            )
         self.eos_id: int = self.tokenizer.eos_token_id
 
     @property

@@ -227,3 +227,8 @@ SPEED_ONLY = (
     *("trackers", "compile"),
 )
 """Settings that change speed, memory or safety, and not what is learnt."""
+
+NO_DEEPSPEED = (
+    "DeepSpeed takes the backward pass and the step over, and with them what a step is here. Use "
+    "configs/accelerate/fsdp8.yaml: FSDP2 shards the same things as ZeRO-3"
+)

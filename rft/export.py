@@ -23,7 +23,7 @@ from rft.plan import Plan
 from rft.precision import DTYPES
 from rft.report import words
 from rft.training.data import Layout, collate, read_groups
-from rft.training.model import load_base, save_whole
+from rft.training.model import UNREADABLE, load_base, misfit, one_line, save_whole
 from rft.training.objective import logits
 from rft.types import RftError, TrainRow
 
@@ -81,10 +81,23 @@ def _trained(plan: Plan, arm: str, seed: int) -> Node:
 
 
 def _merged(node: Node, model: Model) -> tuple[Any, float]:
-    from peft import PeftModel
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
 
     base = load_base(model, Train())
-    adapted = PeftModel.from_pretrained(base, node.dir.path).eval()
+    path = node.dir.path
+    try:
+        adapted = get_peft_model(base, PeftConfig.from_pretrained(path)).eval()
+        weights = load_file(path / "adapter_model.safetensors")
+        fault = misfit(adapted, weights)
+    except UNREADABLE as told:
+        fault = one_line(told)
+    if fault:
+        raise RftError(
+            f"{path}: this adapter is none for {model.base}: {fault}. Put the base back that it was trained "
+            "on, or take the folder away and train again"
+        )
+    set_peft_model_state_dict(adapted, weights)
     groups = read_groups(rows.read(Path(node.job["rows"]), TrainRow))[:ROWS]
     batch = collate([next(group.singles()) for group in groups], Layout.ROWS)
     with torch.no_grad():

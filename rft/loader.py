@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rft.config import Arm, Chat, ConfigError, Experiment, Sample, merge
+from rft.config_train import NO_DEEPSPEED
 from rft.faults import did_you_mean, explain
 
 
@@ -248,6 +249,21 @@ def arm_references(arm: Arm) -> list[tuple[str, str]]:
     if arm.train and arm.train.match:
         found.append(("train.match", arm.train.match.removeprefix("arm:")))
     return found
+
+
+def launch_fault(path: Path) -> str | None:
+    """Why training can't be launched with this config of accelerate's; None where nothing is seen."""
+    if not path.is_file():
+        return f"no such file: {path} (beside the YAML: ./file.yaml)"
+    try:
+        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+        return f"{path} is not YAML: {' '.join(str(fault).split())}"
+    if not isinstance(told, dict):
+        return f"{path} is no launch config: configs/accelerate/ has some"
+    if told.get("distributed_type") == "DEEPSPEED" or told.get("deepspeed_config"):
+        return f"{path}: {NO_DEEPSPEED}"
+    return None
 
 
 def dump(experiment: Experiment) -> str:

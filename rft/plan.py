@@ -24,6 +24,7 @@ from rft.config import (
 )
 from rft.config_train import SPEED_ONLY
 from rft.identity import Identity, drawn_by, without_folders
+from rft.loader import launch_fault
 from rft.nodes import ArmPlan, Node, in_order
 from rft.types import digest
 
@@ -376,11 +377,8 @@ class Plan:
             settings.pop("epochs")
         else:
             settings.pop("match_by")
-        if arm.train.launch and not Path(arm.train.launch).is_file():
-            raise ConfigError(
-                f"{self._where(name, 'train.launch')}: no such file: {arm.train.launch} (beside the "
-                "YAML: ./file.yaml)"
-            )
+        if arm.train.launch and (fault := launch_fault(Path(arm.train.launch))):
+            raise ConfigError(f"{self._where(name, 'train.launch')}: {fault}")
         inputs = {
             "kind": "train",
             "rows": select.key,

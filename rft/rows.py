@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import re
 import time
 import types
 import typing
@@ -51,15 +52,18 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turns a full disk or a folder without write access into one message with its fix."""
     try:
         yield
-    except OSError as fault:
-        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as fault:
+        # safetensors raises no OSError, and has the number in its words.
+        told = re.search(r"\(os error (\d+)\)", str(fault))
+        number = fault.errno if isinstance(fault, OSError) else told and int(told[1])
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise RftError(
                 f"{path}: the disk is full. Free some space and give the same command again: "
                 "finished rows are kept."
             ) from fault
-        if fault.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise RftError(
-                f"{path}: cannot write here ({fault.strerror}). Make the folder writable, or put "
+                f"{path}: cannot write here ({os.strerror(number)}). Make the folder writable, or put "
                 "the run elsewhere with runs=/some/folder."
             ) from fault
         raise

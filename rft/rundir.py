@@ -54,7 +54,7 @@ class StageDir:
             str(p.relative_to(self.path)): p.stat().st_size
             for p in sorted(self.path.rglob("*"))
             if p.is_file()
-            and not p.name.startswith(".")
+            and not any(part.startswith(".") for part in p.relative_to(self.path).parts)
             and p.suffix != ".torn"
             and p != self.path / "manifest.json"
         }

@@ -60,10 +60,10 @@ class _Job:
         settings = self.settings
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
         precision.check_launched(settings.precision, launched)
+        sharded = sharding.is_asked(settings, int(os.environ.get("WORLD_SIZE", "1")))
         # Before a model is loaded, which is far slower.
         self.accelerator = _accelerator(settings, self.stage, self.label)
         self.main = self.accelerator.is_main_process
-        sharded = sharding.is_asked(settings, self.accelerator.num_processes)
         every = read_groups(rows.read(Path(job["rows"]), TrainRow), settings.loss)
         self.groups, self.held_out = _divided(every, settings, self.label)
         model, start = _start(model, settings, job.get("start"))
@@ -72,7 +72,7 @@ class _Job:
         self.model = adapt(base, settings, self.seed, start)
         self.initial: Weights = {}
         if settings.lora and settings.lora.init != "zero":
-            self.initial = {name: w.clone() for name, w in _weights(self.model).items()}
+            self.initial = {name: w.detach().clone() for name, w in _weights(self.model).items()}
         self.model.to(self.accelerator.device)
         # Not in tf32, whose rounding is like a model's that computes branches wrongly.
         with precision.products(Precision()):
@@ -168,10 +168,11 @@ class _Job:
         if self.best:
             if not self.best.weights:
                 self.best.take(self.done, run.look(self.held_out), _weights(self.model))
-            _load(self.model, self.best.weights, self.stage)
-        weights = _weights(self.model)
+            _load(self.model, self.best.weights)
+        source = Model(**self.job["model"])
+        save(self.model, self.stage, settings, source, self.initial)
         if self.main:
-            self._finish(weights)
+            self._finish()
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
@@ -212,7 +213,12 @@ class _Job:
         self._save()
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        _load(self.model, saved["weights"], self.stage)
+        own = _weights(self.model)
+        _check_fits(saved, own)
+        groups = self.run.optimizer.param_groups
+        numbered = dict(enumerate(param for group in groups for param in group["params"]))
+        saved = checkpoint.fill(saved, {**own, **numbered})
+        _load(self.model, saved["weights"])
         self.run.load_state_dict(saved["run"])
         if self.best:
             self.best.load_state_dict(saved["best"])
@@ -233,7 +239,7 @@ class _Job:
             metrics = self.stage / "metrics.jsonl"
             with rows.disk_errors(self.stage), open(metrics, "ab") as file:
                 os.fsync(file.fileno())
-            checkpoint.save(self.stage, self.done, state, self.settings.checkpoint_every)
+        checkpoint.save(self.stage, self.done, state, self.settings.checkpoint_every)
 
     @contextlib.contextmanager
     def _lines(self) -> Iterator[Any]:
@@ -256,9 +262,7 @@ class _Job:
             yield write
         progress.close()
 
-    def _finish(self, weights: Weights) -> None:
-        source = Model(**self.job["model"])
-        save(self.model, self.stage, self.settings, source, weights, self.initial)
+    def _finish(self) -> None:
         run, groups, counted = self.run, self.groups, self.run.counted
         seconds = time.monotonic() - self.started
         StageDir(self.stage).commit(
@@ -421,15 +425,25 @@ def _total_steps(job: dict[str, Any], train: Train, steps: Steps, cost: Cost) ->
 
 
 def _weights(model: Any) -> Weights:
-    named = model.named_parameters()
-    return {name: sharding.whole(param) for name, param in named if param.requires_grad}
+    return {name: param for name, param in model.named_parameters() if param.requires_grad}
 
 
-def _load(model: Any, weights: Weights, stage: Path) -> None:
-    own = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    if own.keys() != weights.keys():
+def _check_fits(saved: dict[str, Any], own: Weights) -> None:
+    """Raises RftError for a checkpoint of other weights."""
+    theirs = saved["weights"]
+    other = next((n for n in {**own, **theirs} if n not in own or n not in theirs), None)
+    other = other or next((n for n in own if own[n].shape != theirs[n].shape), None)
+    if other:
+        shapes = [
+            str(tuple(some[other].shape)) if other in some else "none" for some in (theirs, own)
+        ]
         raise RftError(
-            f"{stage}: the checkpoint is of another adapter. Remove {stage / '.checkpoints'} to train anew."
+            f"{saved['folder']}: the checkpoint is of another model or adapter: its {other} is {shapes[0]}, and "
+            f"this run's {shapes[1]}. Remove {saved['folder'].parent} to train anew"
         )
-    for name, param in own.items():
-        sharding.put(param, weights[name])
+
+
+@torch.no_grad()
+def _load(model: Any, weights: Weights) -> None:
+    for name, param in _weights(model).items():
+        sharding.part(param).copy_(sharding.part(weights[name]))

@@ -157,7 +157,7 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "optimizer": sharding.optimizer_state(self.optimizer),
+            "optimizer": self.optimizer.state_dict(),
             "scale": self.scale.state_dict(),
             "counted": dict(self.counted),
             "recent": list(self.recent),
@@ -208,7 +208,7 @@ class Best:
         value = seen["held_out_loss"] if self.early.by == "loss" else -seen["held_out_accuracy"]
         if value < self.value:
             self.value, self.step, self.worse = value, step, 0
-            self.weights = {name: weight.clone() for name, weight in weights.items()}
+            self.weights = {n: w.detach().to("cpu", copy=True) for n, w in weights.items()}
         else:
             self.worse += 1
         return self.worse < self.early.patience

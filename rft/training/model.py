@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 
 from rft import rows
 from rft.config import Model
 from rft.config_train import Lora, Train
 from rft.precision import DTYPES, QUANTISED
 from rft.rows import disk_errors
+from rft.training import sharding, stream
 from rft.training.data import Group
 from rft.types import RftError
 
@@ -29,7 +31,7 @@ UNREADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 """What a folder that is no model or adapter, or a torn one, makes the libraries raise."""
 
 
-def _line(fault: Exception) -> str:
+def one_line(fault: Exception) -> str:
     """What it says, in a line."""
     return " ".join(str(fault).split())[:200] or type(fault).__name__
 
@@ -55,7 +57,7 @@ def load_base(model: Model, train: Train) -> Any:
         )
     except UNREADABLE as fault:
         raise RftError(
-            f"model.base: {model.base}: cannot be loaded for training: {_line(fault)}. Give a model folder "
+            f"model.base: {model.base}: cannot be loaded for training: {one_line(fault)}. Give a model folder "
             "(./name) or a hub name of a causal language model with SDPA attention."
         ) from fault
     base.config.use_cache = False
@@ -87,7 +89,7 @@ def adapt(base: Any, train: Train, seed: int, start: str | None = None) -> Any:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         except ValueError as fault:
             raise RftError(
-                f"train.gradient_checkpointing: {_line(fault)} Set it to false"
+                f"train.gradient_checkpointing: {one_line(fault)} Set it to false"
             ) from fault
     if train.lora is None:
         if start is not None:
@@ -138,29 +140,45 @@ def _with_lora(base: Any, lora: Lora, seed: int) -> Any:
     try:
         return get_peft_model(base, config)
     except ValueError as fault:
-        raise RftError(f"train.lora.targets: {lora.targets}: {_line(fault)}") from fault
+        raise RftError(f"train.lora.targets: {lora.targets}: {one_line(fault)}") from fault
+
+
+def misfit(model: Any, weights: dict[str, torch.Tensor]) -> str:
+    """Why an adapter's weights, as they are stored, are none of this model with its adapter: the first
+    that is not there, or has another shape; "" if they are. PEFT leaves out what it has no layer for."""
+    from peft import get_peft_model_state_dict
+
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    shapes = [{name: tuple(w.shape) for name, w in some.items()} for some in (weights, own)]
+    if shapes[0] == shapes[1]:
+        return ""
+    name = min(name for name, _ in shapes[0].items() ^ shapes[1].items())
+    found = [some.get(name, "not there") for some in shapes]
+    return f"it does not fit: {name} is {found[0]} in it, and in the model {found[1]}"
 
 
 def _load_weights(model: Any, lora: Lora, folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    made_for, why = "", ""
     try:
         told = json.loads((folder / "adapter_config.json").read_text())
+        made_for = told.get("base_model_name_or_path") or ""
         wanted = {"r": lora.rank, "lora_alpha": lora.alpha, "use_rslora": lora.rslora}
         other = [f"{k} {told.get(k)}, not {v}" for k, v in wanted.items() if told.get(k) != v]
-        if other:
-            raise ValueError(f"it has {', '.join(other)}")
         weights = load_file(folder / "adapter_model.safetensors")
-        got = set_peft_model_state_dict(model, weights)
-        wrong = got.unexpected_keys or [name for name in got.missing_keys if "lora_" in name]
-        why = f"it does not fit: {wrong[0]}" if wrong else ""
+        why = f"it has {', '.join(other)}" if other else misfit(model, weights)
+        if not why:
+            set_peft_model_state_dict(model, weights)
     except UNREADABLE as fault:
-        why = _line(fault)
+        why = one_line(fault)
     if why:
+        base = model.get_base_model().config._name_or_path
         raise RftError(
-            f"rounds.init: last: {folder}: {why}. The adapter to go on from must have been trained with "
-            f"the same train.lora (here rank {lora.rank}, alpha {lora.alpha:g}, targets {lora.targets})"
+            f"rounds.init: last: {folder}: {why}. The adapter to go on from must have been trained on the "
+            f"same base (here {base}, its own {made_for or 'unknown'}), with the same train.lora (here rank "
+            f"{lora.rank}, alpha {lora.alpha:g}, targets {lora.targets})"
         )
 
 
@@ -223,41 +241,51 @@ def is_served_whole(train: Train) -> bool:
 
 
 Weights = dict[str, torch.Tensor]
-"""Trainable parameters by their names in the model, whole and on the CPU."""
+"""Trainable parameters by their names in the model."""
 
 
-def save(
-    model: Any, stage: Path, train: Train, source: Model, weights: Weights, initial: Weights
-) -> None:
+def save(model: Any, stage: Path, train: Train, source: Model, initial: Weights) -> None:
     """Writes the adapter (adapter_model.safetensors, adapter_config.json), or a whole model with its
-    tokenizer, into the stage's folder. initial: the weights before the first step, for an adapter that
-    did not begin at 0.
+    tokenizer, into the stage's folder. Every process calls it, and the first one writes. initial: the
+    weights before the first step, for an adapter that did not begin at 0.
 
     Each file is written in full beside it, then renamed into place; the manifest comes after all.
     """
-    tmp = stage / ".model.tmp"
+    tmp, main = stage / ".model.tmp", sharding.rank() == 0
+    sharded = any(isinstance(param, DTensor) for param in model.parameters())
+    if not main and not sharded:
+        return
     with disk_errors(stage):
-        shutil.rmtree(tmp, ignore_errors=True)
-        if is_served_whole(train):
+        if main:
+            shutil.rmtree(tmp, ignore_errors=True)
+        if sharded and train.lora is None:
+            sharding.together(
+                lambda: save_whole(model, tmp, source, weights=False) if main else None
+            )
+            stream.write(model, tmp)
+        elif is_served_whole(train):
             # Without the adapter: transformers would load it on top of what it is merged into.
-            if train.lora:
-                save_whole(model.merge_and_unload(), tmp, source)
-            else:
-                kept = model.state_dict().keys()
-                buffers = {name: b.cpu() for name, b in model.named_buffers() if name in kept}
-                save_whole(model, tmp, source, weights | buffers)
+            save_whole(model.merge_and_unload() if train.lora else model, tmp, source)
         else:
-            # Embeddings are never trained; without this PEFT asks the hub whether they grew.
-            model.save_pretrained(tmp, save_embedding_layers=False, state_dict=weights)
-            if train.lora and train.lora.init == "pissa":
-                _since(initial, tmp, train.lora)
-        for path in sorted(tmp.iterdir()):
-            # PEFT writes a model card that says nothing.
-            if path.name != "README.md":
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(path, stage / path.name)
-        rows.sync_folder(stage)
+            named = model.named_parameters()
+            weights = {name: sharding.whole(param) for name, param in named if param.requires_grad}
+            if main:
+                # Embeddings are never trained; without this PEFT asks the hub whether they grew.
+                model.save_pretrained(tmp, save_embedding_layers=False, state_dict=weights)
+                if train.lora and train.lora.init == "pissa":
+                    _since(initial, tmp, train.lora)
+        if main:
+            _put_in_place(tmp, stage)
+
+
+def _put_in_place(tmp: Path, stage: Path) -> None:
+    for path in sorted(tmp.iterdir()):
+        # PEFT writes a model card that says nothing.
+        if path.name != "README.md":
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(path, stage / path.name)
+    rows.sync_folder(stage)
     with contextlib.suppress(OSError):
         shutil.rmtree(tmp)
 
@@ -281,9 +309,8 @@ def _since(initial: Weights, folder: Path, lora: Lora) -> None:
     config.write_text(json.dumps(told, indent=2, sort_keys=True))
 
 
-def save_whole(model: Any, folder: Path, source: Model, state: Weights | None = None) -> None:
-    """Writes a model with the tokenizer of `source`, its base. state: its weights, where the model holds
-    only parts of them."""
+def save_whole(model: Any, folder: Path, source: Model, weights: bool = True) -> None:
+    """Writes a model with the tokenizer of `source`, its base. weights: whether its weights as well."""
     from transformers import AutoTokenizer
 
     model.config.use_cache = True
@@ -291,7 +318,7 @@ def save_whole(model: Any, folder: Path, source: Model, state: Weights | None = 
     if sampling is not None:
         # Many published ones name a temperature without it, which is refused when they are saved.
         sampling.do_sample = True
-    model.save_pretrained(folder, **({"state_dict": state} if state else {}))
+    model.save_pretrained(folder, **({} if weights else {"state_dict": {}}))
     AutoTokenizer.from_pretrained(
         source.base, revision=source.revision, trust_remote_code=source.trust_remote_code
     ).save_pretrained(folder)

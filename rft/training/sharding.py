@@ -2,17 +2,17 @@
 
 A launch config with `distributed_type: FSDP` makes accelerate's launcher say so to its processes; the sharding
 itself is torch's `fully_shard`, decoder layer by decoder layer, which runs on CPUs as well and so can be
-tested. A checkpoint holds whole tensors, so that a run may go on with another number of processes, sharded
-or not.
+tested.
 """
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
-from rft.config_train import Precision, Train
+from rft.config_train import NO_DEEPSPEED, Precision, Train
 from rft.precision import DTYPES
 from rft.types import RftError
 
@@ -22,10 +22,7 @@ def is_asked(train: Train, processes: int) -> bool:
     # accelerate has all processes but one load zeros, for FSDP1 to fill; `fully_shard` would not.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise RftError(
-            "train.launch: DeepSpeed takes the backward pass and the step over, and with them what a step "
-            "is here. Use configs/accelerate/fsdp8.yaml: FSDP2 shards the same things as ZeRO-3"
-        )
+        raise RftError(f"train.launch: {NO_DEEPSPEED}")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or processes == 1:
         return False
     what = ""
@@ -58,6 +55,35 @@ def decoder_layers(base: Any) -> list[torch.nn.Module]:
     return [module for module in base.modules() if type(module).__name__ in kinds]
 
 
+def rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def world() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+T = TypeVar("T")
+
+
+def together(work: Callable[[], T]) -> list[T]:
+    """What `work` gives in each process, for all of them. Where it fails in one it fails in all, so that
+    none is left waiting for it. Raises OSError or RftError."""
+    mine: tuple[T | None, Exception | None]
+    try:
+        mine = (work(), None)
+    except (OSError, RftError) as fault:
+        mine = (None, fault)
+    told: list[Any] = [mine]
+    if world() > 1:
+        told = [None] * world()
+        torch.distributed.all_gather_object(told, mine)
+    for _, failed in told:
+        if failed is not None:
+            raise failed
+    return [got for got, _ in told]
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor of all processes, on the CPU. Each of them must ask."""
     if isinstance(tensor, DTensor):
@@ -65,41 +91,16 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu()
 
 
-@torch.no_grad()
-def put(param: torch.Tensor, value: torch.Tensor) -> None:
-    """Copies a whole tensor into a parameter, or this process's part of it."""
-    if isinstance(param, DTensor):
-        value = distribute_tensor(value.to(param.device), param.device_mesh, param.placements)
-    param.copy_(value)
-
-
-def optimizer_state(optimizer: Any) -> dict[str, Any]:
-    """The optimizer's state_dict with whole tensors."""
-    told: dict[str, Any] = optimizer.state_dict()
-    state = {
-        number: {k: whole(v) if torch.is_tensor(v) else v for k, v in one.items()}
-        for number, one in told["state"].items()
-    }
-    return {**told, "state": state}
+def part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of it."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def load_optimizer_state(optimizer: Any, told: dict[str, Any]) -> None:
-    """The other way round."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    state = {}
-    for number, one in told["state"].items():
-        param = params[number]
-        if isinstance(param, DTensor):
-            one = {
-                k: distribute_tensor(v.to(param.device), param.device_mesh, param.placements)
-                if torch.is_tensor(v) and v.shape == param.shape
-                else v
-                for k, v in one.items()
-            }
-        state[number] = one
+    """Takes over a state_dict, but not how it steps: that is this process's matter."""
     groups = [
-        # How it steps is this process's matter.
         {**group, **{k: own[k] for k in ("fused", "foreach") if k in own}}
         for group, own in zip(told["param_groups"], optimizer.param_groups)
     ]
-    optimizer.load_state_dict({"param_groups": groups, "state": state})
+    optimizer.load_state_dict({**told, "param_groups": groups})

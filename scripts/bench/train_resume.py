@@ -95,8 +95,8 @@ def lines(metrics: Path) -> int:
 
 def resumed(job: dict[str, Any]) -> int:
     """The step that the newest checkpoint is of."""
-    found = sorted((Path(job["folder"]) / ".checkpoints").glob(".step-*.pt"))
-    return int(found[-1].name[6:-3]) if found else 0
+    found = sorted((Path(job["folder"]) / ".checkpoints").glob(".step-*"))
+    return int(found[-1].name[6:15]) if found else 0
 
 
 def write_rows(args: argparse.Namespace) -> Path:

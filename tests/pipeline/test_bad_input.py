@@ -55,6 +55,19 @@ def test_every_prompt_too_long(tmp_path: Path) -> None:
     fails(done, "prompt_too_long", "model.max_len")
 
 
+def test_every_row_too_long(tmp_path: Path) -> None:
+    done = rft(*command("train", tmp_path, *ONLY_REFERENCE, "model.max_len=30"))
+    fails(done, "solution_too_long", "Raise model.max_len")
+
+
+def test_deepspeed_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    launch = tmp_path / "deepspeed.yaml"
+    launch.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\n")
+    done = rft(*command("run", tmp_path / "runs", f"train.launch={launch}"))
+    fails(done, "train.launch", "DeepSpeed", "configs/accelerate/fsdp8.yaml: FSDP2")
+    assert not (tmp_path / "runs" / "quickstart" / "stages").exists()
+
+
 def test_missing_model(tmp_path: Path) -> None:
     done = rft(*command("sample", tmp_path, *ONLY_REFERENCE, f"model.base={tmp_path}/none"))
     fails(done, "model.base", "none")

@@ -68,6 +68,15 @@ def test_no_tokenizer(tmp_path: Path) -> None:
         Renderer(Model(base=str(tmp_path)), Chat())
 
 
+def test_a_tokenizer_without_an_end_token_is_named() -> None:
+    made = renderer()
+    made.tokenizer.eos_token = None
+    with pytest.raises(
+        RftError, match="model.base: .*no end-of-sequence token.*eos_token in tokenizer_config"
+    ):
+        Renderer(MODEL, Chat(), made.tokenizer)
+
+
 def test_special_tokens_of_a_raw_prompt_are_the_tokenizers_own() -> None:
     """A tokenizer that opens with BOS does so for raw prompts, not for completions."""
     from tokenizers.processors import TemplateProcessing

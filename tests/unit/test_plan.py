@@ -549,6 +549,32 @@ def test_wrong_components_are_found_before_anything_runs(
     assert str(fault.value).startswith(f"{bench.folder}/e.yaml: ")
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("distributed_type: DEEPSPEED", "DeepSpeed .* Use configs/accelerate/fsdp8.yaml: FSDP2"),
+        ("deepspeed_config: {zero_stage: 3}", "Use configs/accelerate/fsdp8.yaml"),
+        ("a: [", "is not YAML"),
+        ("just words", "is no launch config"),
+    ],
+)
+def test_launch_configs_that_cannot_train_are_refused_at_the_start(
+    bench: Bench, text: str, words: str
+) -> None:
+    file = bench.folder / "launch.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=f"train.launch: {file}:? .*{words}") as fault:
+        bench.plan(f"train.launch={file}")
+    assert "\n" not in str(fault.value)
+
+
+def test_launch_configs_that_come_with_rft_are_fine(bench: Bench) -> None:
+    files = sorted((Path(__file__).parents[2] / "configs" / "accelerate").glob("*.yaml"))
+    assert len(files) == 5
+    for file in files:
+        bench.plan(f"train.launch={file}")
+
+
 def test_data_without_solutions_has_no_references(bench: Bench) -> None:
     bare = [{k: v for k, v in q(i).items() if k != "solution"} for i in range(4)]
     bench.data(train=bare)

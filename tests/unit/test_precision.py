@@ -143,6 +143,25 @@ def test_formats_that_the_machine_lacks():
     check_hardware(Train(precision=Precision(compute="fp16", base="fp16")), torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        ({"compute": "tf32"}, r"tf32: Old GPU has none\. Set it to fp32$"),
+        ({"compute": "bf16"}, r"bf16: Old GPU has none\. Set it to fp16$"),
+        (
+            {"compute": "bf16", "base": "bf16"},
+            r"bf16: Old GPU has none\. Set it to fp16, and base as well$",
+        ),
+    ],
+)
+def test_formats_that_a_gpu_lacks(monkeypatch: pytest.MonkeyPatch, settings, told):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Old GPU")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **how: False)
+    with pytest.raises(RftError, match=f"train.precision.compute: {told}"):
+        check_hardware(Train(precision=settings), torch.device("cuda"))
+
+
 def test_bitsandbytes_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RftError, match=r"base: nf4 needs bitsandbytes: pip install 'rft\[quant\]'"):

@@ -209,6 +209,17 @@ def test_full_disk_is_one_message(tmp_path: Path) -> None:
         _full(tmp_path)
 
 
+def test_a_full_disk_is_one_message_from_safetensors_too(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    # As it was met; save_file to /dev/full replaces that.
+    told = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(RftError, match="disk is full"), rows.disk_errors(tmp_path):
+        raise SafetensorError(told)
+    with pytest.raises(ValueError, match="else"), rows.disk_errors(tmp_path):
+        raise ValueError("something else")
+
+
 def _full(tmp_path: Path) -> None:
     with rows.disk_errors(tmp_path), open("/dev/full", "w") as file:
         file.write("x" * 100_000)

@@ -262,7 +262,7 @@ def start_from(folder: Path, **lora: Any) -> Any:
     llama().save_pretrained(folder / "base")
     first = adapted(load_base(source, Train()))
     (folder / "first").mkdir()
-    save(first, folder / "first", Train(), source, first.state_dict(), {})
+    save(first, folder / "first", Train(), source, {})
     train = Train(lora=lora if lora else {})
     return first, adapt(load_base(source, train), train, 1, str(folder / "first"))
 
@@ -279,12 +279,36 @@ def test_training_goes_on_from_an_adapter(tmp_path: Path):
         ({"alpha": 16}, "lora_alpha 32.*, not 16"),
         ({"rank": 8}, "r 16, not 8"),
         ({"rslora": True}, "use_rslora False, not True"),
-        ({"targets": ["q_proj"]}, "does not fit"),
+        (
+            {"targets": ["q_proj"]},
+            r"does not fit: .*lora_A.weight is \(16, .* and in the model not there",
+        ),
     ],
 )
 def test_an_adapter_of_another_shape_or_scale_is_refused(tmp_path: Path, lora, told):
     with pytest.raises(RftError, match=f"rounds.init: last: .*{told}"):
         start_from(tmp_path, **lora)
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (
+            {"hidden_size": 16},
+            r"down_proj.lora_B.weight is \(32, 16\) in it, and in the model \(16, 16\)",
+        ),
+        ({"num_hidden_layers": 1}, r"layers.1.* and in the model not there"),
+        ({"num_hidden_layers": 3}, r"layers.2.* is not there in it"),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused_with_both_names(tmp_path: Path, changes, told):
+    start_from(tmp_path)
+    llama(**changes).save_pretrained(tmp_path / "other")
+    base = load_base(Model(base=str(tmp_path / "other")), Train())
+    with pytest.raises(RftError, match=told) as fault:
+        adapt(base, Train(), 1, str(tmp_path / "first"))
+    assert f"same base (here {tmp_path / 'other'}, its own {tmp_path / 'base'})" in str(fault.value)
+    assert "\n" not in str(fault.value)
 
 
 def test_all_weights_cannot_go_on_from_an_adapter():
@@ -399,7 +423,7 @@ def test_the_saved_adapter_gives_the_same_loss(tmp_path: Path):
     stage = tmp_path / "stage"
     stage.mkdir()
     source = Model(base=str(tmp_path / "base"))
-    save(tuned, stage, Train(), source, tuned.state_dict(), {})
+    save(tuned, stage, Train(), source, {})
     assert sorted(p.name for p in stage.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -90,7 +90,7 @@ def policy(tmp_path: Path) -> Path:
     source = Model(base=str(tmp_path / "base"))
     model = adapted(load_base(source, Train()))
     (tmp_path / "adapter").mkdir()
-    save(model, tmp_path / "adapter", Train(), source, model.state_dict(), {})
+    save(model, tmp_path / "adapter", Train(), source, {})
     drawn(model.eval(), tmp_path / "sample", some_groups())
     return tmp_path
 
