@@ -66,9 +66,13 @@ def fused(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(first: torch.Tensor, *others: Any) -> Any:
-        watched = torch._C._len_torch_function_stack() > 0
-        own = HAS_TRITON and first.is_cuda and not watched
-        return (compiled(function) if own else function)(first, *others)
+        if not (HAS_TRITON and first.is_cuda) or torch._C._len_torch_function_stack() > 0:
+            return function(first, *others)
+        for one in (first, *others):
+            if isinstance(one, torch.Tensor) and one.dim() > 1:
+                # Or each function would be compiled for the first batch's length, and then for any.
+                torch._dynamo.maybe_mark_dynamic(one, one.dim() - 2)
+        return compiled(function)(first, *others)
 
     return call  # type: ignore[return-value]
 
