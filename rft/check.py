@@ -13,7 +13,7 @@ from rich.table import Table
 from rft import components
 from rft.combine import UNJUDGED
 from rft.config import Arm, Experiment
-from rft.nodes import Node
+from rft.nodes import Node, refuse_formats
 from rft.plan import Plan
 from rft.scoring import score_all
 from rft.types import Candidate, Finish, Prompt, ScoreRow, Verdict, digest
@@ -26,6 +26,7 @@ def check(experiment: Experiment, path: str) -> int:
     """Prints the plan and what the scorers say of the gold solutions; 0 if all is well, else 1."""
     console = Console(highlight=False, soft_wrap=True)
     plan = Plan(experiment)
+    refuse_formats(plan.nodes())
     for arm in plan.arms.values():
         for split in ("train", "eval"):
             setting, scorers, _ = arm.scorers(split)

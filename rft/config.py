@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from rft.config_inference import DTYPES, Inference
 from rft.config_train import Train
 from rft.section import Fraction, Positive, Section
 from rft.types import RftError
@@ -192,9 +193,9 @@ class Engine(Section):
     """The machine side of sampling. Only `dtype` and `extra` are part of a sample's id; the rest
     changes speed and memory."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """Format of weights and arithmetic. `auto`: float32 on a CPU; on a GPU the checkpoint's own, but
-    with vLLM 16 bits for a checkpoint in float32."""
+    with vLLM 16 bits for a checkpoint in float32. `int8`: LLM.int8, with `use: transformers` only."""
     max_num_seqs: Positive | None = None
     """Sequences decoded together; default 64 on a CPU, 256 on a GPU (transformers: 32 and 128)."""
     kv_cache_gb: Annotated[float, Field(gt=0)] = 2.0
@@ -292,12 +293,54 @@ class Eval(Decoding):
     """Scorers of held-out answers, all of which must say correct; by default those of the body and its
     `combine`. For filters that call nothing correct, such as a reward model's value."""
     engine: Engine = Engine()
+    inference: Inference = Inference()
 
     @model_validator(mode="after")
     def _enough(self) -> "Eval":
         if max(self.k) > self.n:
             raise ValueError(f"pass@{max(self.k)} needs n of at least {max(self.k)}, not {self.n}")
         return self
+
+    @model_validator(mode="after")
+    def _formats(self) -> "Eval":
+        formats, use = self.inference.formats, self.inference.use or self.use
+        if formats and use not in ("vllm", "transformers"):
+            raise ValueError(
+                f"inference.formats: {use} computes in formats of its own: set inference.use to "
+                "transformers or vllm"
+            )
+        if "int8" in formats and use == "vllm":
+            raise ValueError(
+                "inference.formats: vllm has no LLM.int8: set inference.use to transformers, or leave "
+                "int8 out"
+            )
+        for name in formats:
+            if DTYPES[name] == self.engine.dtype:
+                raise ValueError(
+                    f"inference.formats: {name} is the format of engine.dtype, which the others are "
+                    "compared with: leave it out"
+                )
+        return self
+
+    def in_formats(self) -> dict[str, "Eval"]:
+        """Link suffix -> evaluation, in each format. The first is what the others are compared with:
+        this evaluation itself ("") where one sampler does all, else its format through the other."""
+        asked = self.inference
+        if not asked.formats:
+            return {}
+        use, engine, args = asked.use or self.use, self.engine, self.args
+        same = use == self.use
+        if not same:
+            # Of another sampler only what both know.
+            args, own = {}, ("dtype", "max_num_seqs", "kv_cache_gb", "gpu_memory_utilization")
+            engine = Engine(**{name: getattr(engine, name) for name in own})
+
+        def made(dtype: str) -> "Eval":
+            told = engine.model_copy(update={"dtype": dtype})
+            return self.model_copy(update={"use": use, "args": args, "engine": told})
+
+        first = {"": self} if same else {"_main": made(engine.dtype)}
+        return first | {f"_{name}": made(DTYPES[name]) for name in asked.formats}
 
 
 class Combine(Section):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rft.rundir import StageDir
-from rft.types import digest
+from rft.samplers import _formats
+from rft.types import RftError, digest
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,12 @@ def in_order(wanted: Iterable[Node]) -> Iterator[Node]:
 
     for node in wanted:
         yield from visit(node)
+
+
+def refuse_formats(nodes: Iterable[Node]) -> None:
+    """Raises RftError for samples to be drawn in a number format that their sampler or this machine
+    lacks."""
+    for node in nodes:
+        if node.kind == "sample" and not node.done:
+            if fault := _formats.missing(node.job["engine"]["dtype"], node.job["use"]):
+                raise RftError(f"{node.job['setting']}: {fault}")

@@ -22,6 +22,7 @@ from rft.config import (
     Model,
     Sample,
 )
+from rft.config_inference import NAMES
 from rft.config_train import SPEED_ONLY
 from rft.identity import Identity, drawn_by, without_folders
 from rft.loader import launch_fault
@@ -68,9 +69,10 @@ class Plan:
                 links[f"3_score{suffix}"] = score
             links["4_select"] = self._guarded(self._select, name, seed, number)
             links["5_train"] = self._train(name, seed, number)
-        end = self._eval(name, seed, number)
-        links["6_eval_sample"], links["6_eval_score"] = end.needs
-        links["6_eval"] = end
+        for suffix in dict.fromkeys(["", *arm.eval.in_formats()]):
+            end = self._eval(name, seed, number, suffix)
+            links[f"6_eval_sample{suffix}"], links[f"6_eval_score{suffix}"] = end.needs
+            links[f"6_eval{suffix}"] = end
         return links
 
     def node(self, kind: str, label: str, inputs: dict[str, Any], *needs: Node, **job: Any) -> Node:
@@ -108,9 +110,10 @@ class Plan:
         number: int = 1,
         pool_name: str = "",
         before: Sequence[Node] = (),
+        beside: Node | None = None,
     ) -> Node:
         """asked: the settings to sample with. number: the round. before: the score stages of the pools
-        before it."""
+        before it. beside: samples whose seeds these take, one by one."""
         arm, data, use = self.arms[name], self._prompts(name), asked.use
         is_eval, is_reference = isinstance(asked, Eval), use == "reference"
         where = self._where(name, "eval" if is_eval else "sample")
@@ -152,6 +155,8 @@ class Plan:
             "model": self.identity.model(model, chat),
             "decoding": drawn,
         }
+        if beside and asked.temperature:
+            pool["seeds"] = beside.job["pool"]
         inputs = {
             **pool,
             "n": settings["n"],
@@ -180,9 +185,13 @@ class Plan:
             if counts_reference:
                 inputs["ways"] = self.identity.digest(prompts.solutions_digest, arm, split)
         label = "eval sample" if is_eval else "sample"
+        own = f" {pool_name}" if pool_name else ""
+        setting = f"{where}.{'inference.formats' if beside else 'engine.dtype'}"
+        if beside:
+            own = f" in {NAMES.get(asked.engine.dtype, asked.engine.dtype)} by {use}"
         return self.node(
             "sample",
-            f"{label} ({name}{_nth(number)}{f' {pool_name}' if pool_name else ''}, seed {seed})",
+            f"{label} ({name}{_nth(number)}{own}, seed {seed})",
             inputs,
             *needs,
             late=is_eval,
@@ -191,11 +200,13 @@ class Plan:
             model=model.model_dump(mode="json"),
             chat=chat.model_dump(mode="json"),
             engine=asked.engine.model_dump(mode="json"),
+            setting=setting,
             use=use,
             args=asked.args,
             decoding=settings,
             adapter=str(node.dir.path) if node else folder,
             pool=digest(pool),
+            seeds=beside.job["pool"] if beside else digest(pool),
             pool_name=pool_name,
             allocate=allocate.model_dump(mode="json"),
             distinct=asked.distinct if isinstance(asked, Sample) else "text",
@@ -423,12 +434,17 @@ class Plan:
             ],
         )
 
-    def _eval(self, name: str, seed: int, number: int) -> Node:
-        sample = self._sample(name, "eval", self.arms[name].eval, seed, number)
+    def _eval(self, name: str, seed: int, number: int, suffix: str = "") -> Node:
+        """suffix: one of `Eval.in_formats`."""
+        asked = self.arms[name].eval
+        sample = self._sample(name, "eval", asked, seed, number)
+        if suffix:
+            again = asked.in_formats()[suffix]
+            sample = self._sample(name, "eval", again, seed, number, beside=sample)
         score = self._score(name, "eval", sample)
         return self.node(
             "eval",
-            f"eval ({name}{_nth(number)}, seed {seed})",
+            f"eval ({name}{_nth(number)}{suffix.replace('_', ' ')}, seed {seed})",
             {"kind": "eval", "scores": score.key},
             sample,
             score,

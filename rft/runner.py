@@ -16,7 +16,7 @@ import rft
 from rft import components, forecast, loops, pilots, process, rows, rundir
 from rft.config import Experiment
 from rft.loader import dump
-from rft.nodes import Node, in_order
+from rft.nodes import Node, in_order, refuse_formats
 from rft.plan import Plan
 from rft.types import Prompt, RftError, digest
 
@@ -38,12 +38,13 @@ def run(experiment: Experiment, until: str | None = None, update: bool = False) 
         folder.mkdir(parents=True, exist_ok=True)
     with rundir.lock(folder) as handle:
         plan = Plan(experiment)
+        nodes = list(plan.nodes())
+        wanted = _needed(nodes, until)
+        refuse_formats(wanted)
         _refuse_changes(plan, update)
         _lay_out(plan)
-        nodes = list(plan.nodes())
         _mend(nodes)
         _skip_note(nodes)
-        wanted = _needed(nodes, until)
         while batch := _next_batch(wanted):
             _run_batch(plan, batch, nodes, handle)
         if until is None:
@@ -71,6 +72,7 @@ def pilot(experiment: Experiment, prompts: int, samples: int) -> None:
             )
         nodes = list(in_order(node for pair in found for node in pair))
         _mend(nodes)
+        refuse_formats(nodes)
         while batch := _next_batch(nodes):
             _run_batch(plan, batch, nodes, handle)
         forecast.tell(plan, found)
@@ -391,6 +393,7 @@ def _report(plan: Plan, lock: int) -> None:
     entries = []
     for row in plan.rows:
         link = {name: str(node.dir.path) for name, node in row.links.items()}
+        formats = plan.arms[row.arm.partition("@")[0]].eval.in_formats()
         entries.append(
             {
                 "arm": row.arm,
@@ -410,6 +413,16 @@ def _report(plan: Plan, lock: int) -> None:
                 "eval_sample": link["6_eval_sample"],
                 "eval_score": link["6_eval_score"],
                 "eval": link["6_eval"],
+                "formats": [
+                    {
+                        "dtype": asked.engine.dtype,
+                        "use": asked.use,
+                        "eval_sample": link[f"6_eval_sample{suffix}"],
+                        "eval_score": link[f"6_eval_score{suffix}"],
+                        "eval": link[f"6_eval{suffix}"],
+                    }
+                    for suffix, asked in formats.items()
+                ],
             }
         )
     job = {

@@ -68,6 +68,8 @@ class Job:
         """Whether an earlier process has drawn some of them."""
         self.drawn = 0
         """Samples drawn in this process."""
+        self.dtype: str | None = None
+        """Number format that the sampler computes in, where it tells."""
         self._begun = self._flushed = time.monotonic()
         self.prompt_ids = functools.lru_cache(maxsize=1024)(self._prompt_ids)
 
@@ -122,7 +124,9 @@ class Job:
 
     def request(self, prompt_id: str, index: int) -> Request:
         key = self.id(prompt_id, index)
-        seed = seed_of(key, "seed")
+        # In another number format a sample has the seed that it has in the main one.
+        seeds = self.spec.get("seeds", self.spec["pool"])
+        seed = seed_of(digest(seeds, prompt_id, index), "seed")
         ids, adapter = self.prompt_ids(prompt_id), self.spec["adapter"]
         return Request(key, prompt_id, index, ids, self.decoding, seed, adapter)
 
@@ -201,7 +205,9 @@ class Job:
             self.flush()
 
     def fit(self, sampler: Sampler) -> None:
-        """Asks for no more samples of a prompt than there are, where they come from a file."""
+        """Asks for no more samples of a prompt than there are, where they come from a file, and for the
+        number format."""
+        self.dtype = getattr(sampler, "dtype", None)
         if available := getattr(sampler, "available", None):
             for tally in self.board:
                 self.dropped["not_in_source"] += self.board.lower(
@@ -237,6 +243,7 @@ class Job:
             finish=dict(finish),
             engine=stats,
             funnel={"in": whole, "out": count, "dropped": dict(self.dropped)},
+            dtype=self.dtype,
             resumed=self.resumed,
             shows_answer=self.renderer.shows_answer,
             # Of this process and its children at their largest, in KiB on Linux.

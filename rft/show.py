@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import operator
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -217,7 +218,13 @@ def _join(
         return [(row, []) for row in found]
     home = link.parent
     if link.name.startswith("6_"):
-        samples, scores, chosen = [home / "6_eval_sample"], [home / "6_eval_score"], []
+        # In other number formats an arm is evaluated beside: 6_eval_fp16.
+        own = re.sub(r"^6_eval(_sample|_score)?", "", link.name)
+        samples, scores, chosen = (
+            [home / f"6_eval_sample{own}"],
+            [home / f"6_eval_score{own}"],
+            [],
+        )
     else:
         # A score stage reads one pool of candidates, a select stage all pools of its arm.
         pool = link.name.removeprefix("2_sample").removeprefix("3_score")

@@ -202,7 +202,8 @@ class Sampler(Protocol):
     waits then; so a sampler that takes one request at a time never sees it.
 
     It may have `available(prompt_id)`, where samples aren't drawn but there already: how many there
-    are of a prompt. No more are asked for.
+    are of a prompt. No more are asked for. And it may have `dtype`, as `engine.dtype` has it: the number
+    format that it computes in.
     """
 
     def sample(self, requests: Iterator[Request | None]) -> Iterator[Candidate]: ...

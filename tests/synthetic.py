@@ -42,8 +42,10 @@ def build(
     k: tuple[int, ...] = (1,),
     sample_n: int = 8,
     resamples: int = 2000,
+    dtypes: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Writes the run under `root` and returns the report stage's job."""
+    """Writes the run under `root` and returns the report stage's job. dtypes: number formats in which each
+    arm is evaluated beside the main one, each a little worse."""
     rng = random.Random(7)
     prompts = root / "stages" / "prompts"
     train, held = _problems(rng, problems, "train"), _problems(rng, problems, "held-out")
@@ -68,6 +70,19 @@ def build(
             drawn = _pool(root, f"eval-{arm}-{seed}", rng, held, eval_n, odds)
             entry |= {"eval_sample": str(drawn[0]), "eval_score": str(drawn[1])}
             entry["eval"] = str(_eval(root, f"{arm}-{seed}", drawn))
+            evaluations = ("eval_sample", "eval_score", "eval")
+            first = {"dtype": "auto", "use": "transformers", **{k: entry[k] for k in evaluations}}
+            entry["formats"] = [first] if dtypes else []
+            for i, dtype in enumerate(dtypes, 1):
+                name = f"{arm}-{seed}-{dtype}"
+                worse = {key: odd * 0.9**i for key, odd in odds.items()}
+                drawn = _pool(root, f"eval-{name}", rng, held, eval_n, worse)
+                engine = {"weights_gb": 0.5 / i, "peak_rss_gb": 1.5 + seed}
+                engine["tokens_per_s"] = 100.0 * i + seed
+                _more(drawn[0], dtype=dtype, engine=engine)
+                paths = (str(drawn[0]), str(drawn[1]), str(_eval(root, name, drawn)))
+                other = {"dtype": dtype, "use": "transformers"}
+                entry["formats"].append({**other, **dict(zip(evaluations, paths))})
             entries.append(entry)
     return {
         "folder": str(root / "report"),
@@ -201,5 +216,10 @@ def _funnel(came: int, left: int, dropped: dict[str, int]) -> dict[str, Any]:
 
 def _commit(folder: Path, seconds: float, **record: Any) -> None:
     StageDir(folder).commit(0.0, **record)
+    _more(folder, seconds=seconds)
+
+
+def _more(folder: Path, **record: Any) -> None:
+    """More in a stage's manifest."""
     manifest = StageDir(folder).manifest() or {}
-    rows.write_bytes(folder / "manifest.json", to_json({**manifest, "seconds": seconds}))
+    rows.write_bytes(folder / "manifest.json", to_json({**manifest, **record}))

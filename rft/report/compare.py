@@ -5,11 +5,14 @@ file, never by its result: the arm called `rft`, else the last arm that trains o
 last one. Choosing the arm that came out best would make its p-value untrue.
 """
 
+from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from rft import stats
+from rft.config_inference import NAMES
 from rft.report.load import STAGES, ArmRun
 from rft.stats import Interval, Paired
 
@@ -25,6 +28,10 @@ METHODS = {
     "problem it equals the exact McNemar test; not adjusted for the number of comparisons",
     "pooled": "each problem's value is averaged over seeds first: interval and p treat the "
     "trained models as given, and the spread over seeds is the standard deviation beside them",
+    "formats": "each number format minus the arm's first, paired by problem as arms are. weights_gb: what "
+    "the sampler says its weights take; peak_gb: of a GPU's memory where there is one, else of the "
+    "sampling process, libraries and loading included; tokens_per_s: while sampling. Arms that "
+    "one engine served share its figures. GiB",
     "pass_at_k": "unbiased (Chen et al. 2021, equation 1), mean over problems",
     "maj_at_k": "the most frequent answer of k drawn without replacement; ties split evenly, "
     "empty answers do not vote; exact where at most 1,000 choices of k exist, else 1,000 random ones",
@@ -59,8 +66,38 @@ def compare(job: dict[str, Any], runs: list[ArmRun]) -> dict[str, Any]:
         "arms": [_one(run, job["k"], level, resamples) for run in runs],
         "pooled": {arm: _pooled([r for r in runs if r.arm == arm], job) for arm in arms},
         "comparisons": comparisons,
+        "formats": _formats(runs, level, resamples),
         "methods": METHODS,
     }
+
+
+def _formats(runs: list[ArmRun], level: float, resamples: int) -> list[dict[str, Any]]:
+    """A row for each arm and number format, over its seeds; of an arm the first is the one that the
+    others are compared with."""
+    out = []
+    for arm in dict.fromkeys(run.arm for run in runs):
+        # zip: of each format its seeds.
+        each = list(zip(*(run.formats for run in runs if run.arm == arm)))
+        names = [NAMES.get(one[0].dtype, one[0].dtype) for one in each]
+        for name, mine in zip(names, each):
+            both = list(zip(mine, each[0]))
+            pair = _pair(name, names[0], both, level, resamples, None)
+            mean_P = np.mean([run.accuracy_P for run in mine], axis=0)
+            engines = [run.manifests["eval_sample"].get("engine", {}) for run in mine]
+            peaks = [one.get("peak_gpu_gb", one.get("peak_rss_gb")) for one in engines]
+            out.append(
+                {
+                    "arm": arm,
+                    "format": name,
+                    "use": mine[0].use,
+                    "accuracy": _interval(stats.mean_interval(mean_P, level, resamples)),
+                    "pair": pair if mine is not each[0] else None,
+                    "weights_gb": _known(max, [e.get("weights_gb") for e in engines]),
+                    "peak_gb": _known(max, peaks),
+                    "tokens_per_s": _known(fmean, [e.get("tokens_per_s") for e in engines]),
+                }
+            )
+    return out
 
 
 def headline_arm(runs: list[ArmRun], baseline: str | None) -> str | None:
@@ -174,6 +211,12 @@ def _pooled(runs: list[ArmRun], job: dict[str, Any]) -> dict[str, Any]:
         "seed_accuracies": by_seed,
         "seed_spread": stats.spread(by_seed),
     }
+
+
+def _known(choose: Callable[[list[float]], float], told: list[float | None]) -> float | None:
+    """Of what is known; None where nothing is: all samples were there already, and no engine ran."""
+    known = [value for value in told if value]
+    return choose(known) if known else None
 
 
 def _interval(got: Interval) -> dict[str, Any]:

@@ -45,6 +45,13 @@ class ArmRun:
     pools: tuple[Pool, ...] = ()
     """What was sampled for training, in the order of the settings; `sample` and `score` are missing in
     `folders`."""
+    formats: tuple["ArmRun", ...] = ()
+    """The arm's evaluation in each number format, the one that the others are compared with first; they
+    have `folders` of evaluation alone."""
+    dtype: str = "auto"
+    """Number format of the evaluation, as `engine.dtype` has it; `auto` where the sampler told none."""
+    use: str = ""
+    """Of a format, its sampler."""
 
     @property
     def correct_P(self) -> NDArray[np.int64]:
@@ -78,8 +85,9 @@ def load(job: dict[str, Any]) -> list[ArmRun]:
     runs = [_arm(entry) for entry in job["arms"]]
     if not runs:
         raise RftError("report: there is no arm to report on: name at least one under arms")
-    ids = [{p.prompt_id for p in run.problems} for run in runs]
-    for run, got in zip(runs, ids):
+    every = [one for run in runs for one in (run, *run.formats)]
+    ids = [{p.prompt_id for p in run.problems} for run in every]
+    for run, got in zip(every, ids):
         if got != ids[0]:
             raise RftError(
                 f"report: arm {run.arm} (seed {run.seed}) and arm {runs[0].arm} (seed "
@@ -93,6 +101,7 @@ def load(job: dict[str, Any]) -> list[ArmRun]:
 def _arm(entry: dict[str, Any]) -> ArmRun:
     folders = {stage: Path(entry[stage]) for stage in STAGES if entry.get(stage)}
     manifests = {stage: _manifest(folder) for stage, folder in folders.items()}
+    told = manifests.get("eval_sample", {}).get("dtype")
     pools = tuple(
         Pool(
             one["name"],
@@ -101,7 +110,11 @@ def _arm(entry: dict[str, Any]) -> ArmRun:
             _manifest(Path(one["sample"])),
             _manifest(Path(one["score"])),
         )
-        for one in entry["pools"]
+        for one in entry.get("pools", [])
+    )
+    formats = tuple(
+        _arm({**one, "arm": entry["arm"], "seed": entry["seed"]})
+        for one in entry.get("formats", [])
     )
     problems = sorted(rows.read(folders["eval"], ProblemRow), key=lambda p: p.prompt_id)
     if not problems:
@@ -117,6 +130,9 @@ def _arm(entry: dict[str, Any]) -> ArmRun:
         tuple(problems),
         losses,
         pools,
+        formats,
+        told or entry.get("dtype", "auto"),
+        entry.get("use", ""),
     )
 
 

@@ -77,6 +77,7 @@ def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]
         "differences": _differences(comparison, colours),
         "k_figures": _k_figures(comparison, colours, first),
         "losses": _losses(runs, colours, first),
+        "format_note": words.format_note(comparison),
         "formats": [words.formats(run.arm, run.manifests["train"]) for run in firsts if run.steps],
         "funnels": [_funnel(run) for run in firsts if "select" in run.manifests],
         "yields": _yields(sampled, colours),
@@ -311,6 +312,9 @@ def _times(runs: list[ArmRun]) -> dict[str, Any]:
         for run in runs
         for stage, folder in run.folders.items()
     }
+    for one in (one for run in runs for one in run.formats):
+        for stage, folder in one.folders.items():
+            once[folder] = one.manifests[stage].get("seconds") or 0.0
     for pool in (pool for run in runs for pool in run.pools):
         once[pool.sample] = pool.sample_manifest.get("seconds") or 0.0
         once[pool.score] = pool.score_manifest.get("seconds") or 0.0

@@ -130,6 +130,36 @@ def _cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return headings, table
 
 
+def format_cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table of number formats; no rows where arms were evaluated in one only."""
+    headings = ["arm", "format", f"accuracy % ({level_name(comparison['level'])})"]
+    headings += ["points vs the first", "weights GiB", "peak GiB", "tokens/s"]
+    table = []
+    for one in comparison["formats"]:
+        got, pair = one["accuracy"], one["pair"]
+        cells = ["" if pair else one["arm"], one["format"]]
+        cells.append(f"{percent(got['value'])} ({between(got['low'], got['high'], percent)})")
+        if pair:
+            ends = between(pair["low"], pair["high"])
+            cells.append(f"{points(pair['difference'])} ({ends})")
+        else:
+            cells.append("–")
+        for name, digits in (("weights_gb", 2), ("peak_gb", 2), ("tokens_per_s", 0)):
+            cells.append("–" if one[name] is None else f"{one[name]:,.{digits}f}")
+        table.append(cells)
+    return headings, table
+
+
+def format_note(comparison: dict[str, Any]) -> str:
+    """How to read the table of number formats."""
+    use = " and ".join(dict.fromkeys(one["use"] for one in comparison["formats"]))
+    return (
+        f"Number formats of inference, all through {use}: the same problems, prompts and seeds, so the "
+        "format alone differs. Memory and tokens/s were measured while sampling; arms that one engine "
+        "served share them. On a CPU libraries and loading are in the peak."
+    )
+
+
 def pool_pass_at_k(hits: list[list[bool]], manifest: dict[str, Any]) -> str:
     """What a training pool tells of pass@k. hits: of each problem, in index order; manifest: of its
     sample stage."""
@@ -202,11 +232,11 @@ def markdown(comparison: dict[str, Any]) -> str:
     """report.md."""
     name = " ".join(str(comparison["name"]).split()).replace("<", "&lt;")
     lines = [f"# {name}", "", f"**{comparison['answer']}**", ""]
-    headings, table = _cells(comparison)
-    lines += ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
-    lines += ["| " + " | ".join(cells) + " |" for cells in table]
+    lines += _markdown_table(*_cells(comparison))
     if seeds := by_seed(comparison):
         lines += ["", *[f"- {line}" for line in seeds]]
+    if comparison["formats"]:
+        lines += ["", *_markdown_table(*format_cells(comparison)), "", format_note(comparison)]
     arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
     controls = [c for c in comparison["pooled"] if c not in (arm, baseline)]
     if arm and baseline and controls:
@@ -218,6 +248,14 @@ def markdown(comparison: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _markdown_table(headings: list[str], table: list[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(headings) + " |",
+        "|---" + "|---:" * (len(headings) - 1) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in table),
+    ]
 
 
 def terminal(comparison: dict[str, Any]) -> str:
@@ -236,17 +274,23 @@ def terminal(comparison: dict[str, Any]) -> str:
     console = Console(
         file=out, width=max(width, 60), force_terminal=live, no_color=not live, highlight=False
     )
-    headings, table = _cells(comparison)
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i, heading in enumerate(headings):
-        grid.add_column(heading, justify="left" if i == 0 else "right")
-    for cells in table:
-        style = "bold" if cells[0] == comparison["headline"]["arm"] else ""
-        grid.add_row(*(Text(cell) for cell in cells), style=style)
-    console.print()
-    console.print(grid)
-    console.print()
+
+    def show(headings: list[str], table: list[list[str]]) -> None:
+        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for i, heading in enumerate(headings):
+            grid.add_column(heading, justify="left" if i == 0 else "right")
+        for cells in table:
+            style = "bold" if cells[0] == comparison["headline"]["arm"] else ""
+            grid.add_row(*(Text(cell) for cell in cells), style=style)
+        console.print()
+        console.print(grid)
+        console.print()
+
+    show(*_cells(comparison))
     console.print(Text(comparison["answer"], style="bold"))
     for line in by_seed(comparison):
         console.print(Text(f"  {line}"))
+    if comparison["formats"]:
+        show(*format_cells(comparison))
+        console.print(Text(format_note(comparison)))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

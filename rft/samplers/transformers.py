@@ -6,7 +6,8 @@ Use it for models or adapters that vLLM can't serve, and as a second opinion on 
 neighbours. Here every row has its own generator, seeded by its request, and the draw is the
 Gumbel-max one (Gumbel 1954; Maddison et al. 2014): argmax(log p + g), with g = -log(e) for e
 exponential, has distribution p. `generate` then only takes the argmax. A sample depends on its
-batch through the last bits of the logits alone.
+batch through the last bits of the logits alone; in INT8 also through the outliers, which are columns of
+the whole batch.
 
 Settings apply in vLLM's order: repetition penalty, temperature, min_p, top_k, top_p. As there,
 log-probabilities are log-softmax of the raw logits, in nats.
@@ -22,6 +23,7 @@ from rft.config import Decoding, Loops
 from rft.loops import in_loop, may_stop, stopped_at
 from rft.samplers._beam import Peekable
 from rft.samplers._common import budget, candidate, check_adapter
+from rft.samplers._formats import int8_arguments, missing, peak_rss_gb, weights_gb
 from rft.types import Candidate, Finish, Request, RftError, Sampler, Setup
 
 
@@ -50,13 +52,21 @@ class TransformersSampler:
         dtype = engine.dtype
         if dtype == "auto" and self._device == "cpu":
             dtype = "float32"
+        if why := missing(dtype, "transformers"):
+            raise RftError(f"engine.dtype: {why}")
+        is_int8 = dtype == "int8"
+        if self._device == "cuda":
+            # An engine before this one in the same process had its own.
+            torch.cuda.reset_peak_memory_stats()
         try:
             self._model: Any = AutoModelForCausalLM.from_pretrained(
                 model.base,
                 revision=model.revision,
                 trust_remote_code=model.trust_remote_code,
-                dtype=dtype,
-            ).to(self._device)
+                **(int8_arguments(self._device) if is_int8 else {"dtype": dtype}),
+            )
+            if not is_int8:
+                self._model = self._model.to(self._device)
         except (OSError, ValueError, RuntimeError) as fault:
             raise RftError(
                 f"model.base: {model.base}: cannot be loaded: {str(fault).splitlines()[0]}"
@@ -68,6 +78,7 @@ class TransformersSampler:
         self._model.generation_config = GenerationConfig(
             eos_token_id=self._end_ids, pad_token_id=setup.renderer.eos_id
         )
+        self.dtype = dtype if dtype != "auto" else str(self._model.dtype).removeprefix("torch.")
         self._adapters = {path: f"adapter{i}" for i, path in enumerate(setup.adapters)}
         self._load_adapters()
         self._model.eval()
@@ -258,9 +269,15 @@ class TransformersSampler:
         return ids.to(self._device), mask.to(self._device)
 
     def stats(self) -> dict[str, float]:
-        """Counts, and seconds spent generating."""
+        """Counts, seconds spent generating, and memory: of the weights, and the most there was."""
+        memory = {"weights_gb": weights_gb(self._model), "peak_rss_gb": peak_rss_gb()}
+        if self._device == "cuda":
+            import torch
+
+            memory["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / (1 << 30)
         return {
             **self._stats,
+            **memory,
             "seconds": self._seconds,
             "tokens_per_s": self._stats["tokens"] / self._seconds if self._seconds else 0.0,
             "engine_start_s": self._start_s,

@@ -38,6 +38,7 @@ from rft.loops import may_stop
 from rft.samplers import _vllm_patches
 from rft.samplers._beam import BeamJob, Peekable, same_search
 from rft.samplers._common import budget, candidate, check_adapter
+from rft.samplers._formats import missing, peak_rss_gb
 from rft.types import Candidate, Finish, Request, RftError, Sampler, Setup
 
 OURS = {
@@ -112,6 +113,8 @@ class VllmSampler:
             os.environ["LD_PRELOAD"] = preload
         VllmSampler._alive = True
         self._engine = self._llm.llm_engine
+        self._on_cpu = on_cpu
+        self.dtype = str(self._engine.model_config.dtype).removeprefix("torch.")
         limits = self._engine.vllm_config.scheduler_config
         self.room = 2 * limits.max_num_seqs
         self._adapters = {
@@ -227,14 +230,30 @@ class VllmSampler:
         return found
 
     def stats(self) -> dict[str, float]:
-        """Counts, and seconds spent inside the engine (the caller's time is not in them)."""
+        """Counts, seconds spent inside the engine (the caller's time is not in them), and memory."""
         got = self._stats
         return {
             **got,
+            **({"peak_rss_gb": peak_rss_gb()} if self._on_cpu else self._memory()),
             "prefix_cache_hit_rate": got["cached_tokens"] / max(1, got["prompt_tokens"]),
             "seconds": self._seconds,
             "tokens_per_s": got["tokens"] / self._seconds if self._seconds else 0.0,
             "engine_start_s": self._start_s,
+        }
+
+    def _memory(self) -> dict[str, float]:
+        """On a GPU what the weights take, and the most there was, GiB; nothing where the engine runs in
+        other processes. The KV cache fills what gpu_memory_utilization leaves."""
+        try:
+            runner = self._engine.model_executor.driver_worker.worker.model_runner
+            weights = runner.model_memory_usage / (1 << 30)
+        except AttributeError:
+            return {}
+        import torch
+
+        return {
+            "weights_gb": weights,
+            "peak_gpu_gb": torch.cuda.max_memory_allocated() / (1 << 30),
         }
 
     def close(self) -> None:
@@ -275,6 +294,8 @@ def _params(request: Request, tokens: int) -> Any:
 def engine_args(setup: Setup, on_cpu: bool) -> dict[str, Any]:
     """Arguments for `vllm.LLM`. Raises RftError for an `engine.extra` that can't be."""
     model, engine = setup.model, setup.engine
+    if fault := missing(engine.dtype, "vllm"):
+        raise RftError(f"engine.dtype: {fault}")
     compiled = engine.compile if engine.compile is not None else not on_cpu
     args: dict[str, Any] = {
         "model": model.base,

@@ -44,7 +44,7 @@ LEVELS = [
     },
     {"loader"},
     {"config"},
-    {"config_train"},
+    {"config_train", "config_inference"},
     {"section"},
     {"faults", "types"},
 ]

@@ -125,6 +125,20 @@ def test_arm_cannot_set_what_belongs_to_the_experiment(tmp_path: Path) -> None:
             ["sample", "beam_width 4", "n = 8"],
         ),
         ({"eval": {"k": [4]}}, ["eval", "pass@4", "at least 4"]),
+        ({"eval": {"inference": {"formats": ["fp8"]}}}, ["eval.inference.formats.0", "int8"]),
+        ({"eval": {"inference": {"formats": ["fp16"] * 2}}}, ["eval.inference.formats", "once"]),
+        (
+            {"eval": {"inference": {"formats": ["fp16", "int8"]}}},
+            ["eval: inference.formats: vllm has no LLM.int8", "inference.use to transformers"],
+        ),
+        (
+            {"eval": {"use": "openai", "inference": {"formats": ["bf16"]}}},
+            ["inference.formats: openai", "inference.use"],
+        ),
+        (
+            {"eval": {"engine": {"dtype": "float16"}, "inference": {"formats": ["fp16"]}}},
+            ["inference.formats: fp16", "engine.dtype", "leave it out"],
+        ),
         ({"chat": {"prompt": "no place"}}, ["chat", "{question}"]),
         ({"chat": {"solution": "none"}}, ["chat", "{solution}"]),
         ({"chat": {"template": "none", "system": "x"}}, ["chat", "system", "template"]),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rft import loader, runner
+from rft.check import check
 from rft.config import ConfigError
 from rft.nodes import Node
 from rft.plan import Plan
@@ -748,3 +749,67 @@ def test_the_loss_is_part_of_training_and_of_rows_that_carry_something_for_it(
         other = bench.plan(arms={**ARMS, "rft": {"train": {"loss": {**loss, "clip": 0.3}}}}, **body)
         assert links(other, "rft")["4_select"].key == two["4_select"].key
         assert links(other, "rft")["5_train"].key != two["5_train"].key
+
+
+FORMATS: dict[str, Any] = {"formats": ["fp16", "int8"], "use": "transformers"}
+
+
+def test_each_format_is_evaluated_apart_and_leaves_the_rest_as_it_is(bench: Bench) -> None:
+    plain = bench.plan()
+    few = bench.plan(eval={"use": "transformers", "inference": {"formats": ["fp16"]}})
+    main = bench.plan(eval={"use": "transformers"})
+    more = bench.plan(eval={"use": "transformers", "inference": {"formats": ["bf16", "fp16"]}})
+    assert keys(main).items() <= keys(few).items() <= keys(more).items()
+    assert {k.split("/")[2] for k in keys(few).keys() - keys(main).keys()} == {
+        "6_eval_sample_fp16", "6_eval_score_fp16", "6_eval_fp16",
+    }  # fmt: skip
+    job = links(few, "rft")["6_eval_sample_fp16"].job
+    assert job["engine"]["dtype"] == "float16" and job["use"] == "transformers"
+    assert links(few, "rft")["5_train"] in links(few, "rft")["6_eval_sample_fp16"].needs
+    assert "in fp16 by transformers" in job["label"]
+    assert "6_eval_fp16" not in links(plain, "rft")
+
+
+def test_formats_of_another_sampler_are_compared_with_the_main_format_in_it(bench: Bench) -> None:
+    engine = {"dtype": "float32", "max_num_seqs": 5, "compile": True, "extra": {"swap_space": 1}}
+    plan = bench.plan(eval={"engine": engine, "inference": FORMATS})
+    found = links(plan, "rft")
+    assert found["6_eval_sample"].job["use"] == "vllm"
+    for name, dtype in (("_main", "float32"), ("_fp16", "float16"), ("_int8", "int8")):
+        job = found[f"6_eval_sample{name}"].job
+        assert (job["use"], job["engine"]["dtype"]) == ("transformers", dtype)
+        # What the other sampler has no setting for stays with its own.
+        assert job["engine"]["max_num_seqs"] == 5 and not job["engine"]["extra"]
+        assert job["engine"]["compile"] is None
+    assert keys(bench.plan(eval={"engine": engine})).items() <= keys(plan).items()
+
+
+@pytest.mark.parametrize("temperature, n", [(0.0, 1), (1.0, 4)])
+def test_formats_draw_with_the_seeds_of_the_main_one(
+    bench: Bench, temperature: float, n: int
+) -> None:
+    body = {"temperature": temperature, "n": n, "inference": FORMATS}
+    found = links(bench.plan(eval=body), "rft")
+    samples = [found[f"6_eval_sample{name}"] for name in ("", "_main", "_fp16", "_int8")]
+    assert {one.job["seeds"] for one in samples} == {samples[0].job["pool"]}
+    assert len({one.job["pool"] for one in samples}) == 4
+    other = links(bench.plan(eval={**body, "engine": {"dtype": "float32"}}), "rft")
+    # Other seeds are other samples, and a greedy one has none.
+    same = other["6_eval_sample_fp16"].key == found["6_eval_sample_fp16"].key
+    assert same == (temperature == 0)
+
+
+def test_formats_that_are_not_there_are_refused_before_anything_runs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = bench.plan(eval={"inference": FORMATS})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    told = r"^eval\.inference\.formats: int8 needs bitsandbytes: pip install 'rft\[quant\]'$"
+    with pytest.raises(RftError, match=told):
+        runner.run(plan.experiment)
+    assert not list((plan.folder / "stages").glob("*"))
+    with pytest.raises(RftError, match=told):
+        check(plan.experiment, "e.yaml")
+    plan = bench.plan(eval={"engine": {"dtype": "int8"}})
+    with pytest.raises(RftError, match=r"^eval\.engine\.dtype: int8: vllm has no LLM\.int8"):
+        runner.run(plan.experiment)

@@ -446,3 +446,51 @@ def test_a_pool_tells_only_the_pass_at_k_that_no_verdict_has_touched() -> None:
     assert adapted.startswith(even.removesuffix(".")) and "no larger k can be told" in adapted
     for manifest in ({"allocation": {"first": 0}}, {"shows_answer": True}):
         assert words.pool_pass_at_k(hits, manifest).startswith("No pass@k can be told")
+
+
+def test_number_formats_are_paired_with_the_arms_first(tmp_path: Path) -> None:
+    job = build(tmp_path, seeds=(0, 1), eval_n=2, resamples=300, dtypes=("float16", "int8"))
+    report.run([job])
+    runs = load.load(job)
+    told = _comparison(job)["formats"]
+    assert [(one["arm"], one["format"]) for one in told] == [
+        (arm, name) for arm in ("base", "sft", "rft") for name in ("auto", "fp16", "int8")
+    ]
+    for i, one in enumerate(told):
+        mine = [run.formats[i % 3] for run in runs if run.arm == one["arm"]]
+        first = [run.formats[0] for run in runs if run.arm == one["arm"]]
+        means = [float(np.mean([run.accuracy_P for run in some])) for some in (mine, first)]
+        assert one["accuracy"]["value"] == pytest.approx(means[0])
+        if i % 3 == 0:
+            # What no engine has told is not made up.
+            assert one["pair"] is one["weights_gb"] is one["peak_gb"] is one["tokens_per_s"] is None
+            continue
+        pair = one["pair"]
+        assert (pair["arm"], pair["baseline"]) == (one["format"], "auto")
+        assert pair["difference"] == pytest.approx(means[0] - means[1])
+        assert pair["low"] <= pair["difference"] <= pair["high"]
+        assert pair["problems"] == 60 and pair["seeds"] == [0, 1]
+        assert one["weights_gb"] == 0.5 / (i % 3) and one["peak_gb"] == 2.5
+        assert one["tokens_per_s"] == 100 * (i % 3) + 0.5
+    cells = words.format_cells(_comparison(job))
+    assert all(len(row) == len(cells[0]) for row in cells[1])
+    text = (Path(job["folder"]) / "report.md").read_text()
+    page = _page(job).text
+    for row in cells[1]:
+        assert "| " + " | ".join(row) + " |" in text
+        assert row[1] in page and row[-1] in page
+    for shown in (text, page, words.terminal(_comparison(job))):
+        assert "all through transformers" in " ".join(shown.split())
+
+
+def test_a_run_in_one_format_has_no_table_of_formats(one: dict[str, Any]) -> None:
+    assert _comparison(one)["formats"] == []
+    assert "Number formats of inference" not in _page(one).text
+
+
+def test_formats_must_answer_the_same_problems(tmp_path: Path) -> None:
+    job = build(tmp_path, arms=("base",), problems=8, dtypes=("float16",))
+    other = build(tmp_path / "other", arms=("base",), problems=6)
+    job["arms"][0]["formats"][1]["eval"] = other["arms"][0]["eval"]
+    with pytest.raises(RftError, match="different problems"):
+        load.load(job)

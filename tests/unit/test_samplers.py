@@ -23,6 +23,7 @@ from rft.chat import Renderer
 from rft.components import find
 from rft.config import Chat, Decoding, Engine, Loops, Model
 from rft.loops import is_audited, stopped_at
+from rft.samplers import _formats
 from rft.samplers._beam import BeamSearch
 from rft.types import Candidate, Finish, Prompt, Request, RftError, Sampler, Setup, digest
 
@@ -481,3 +482,88 @@ def test_finding_samplers_imports_no_engine() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "dtype, use, told",
+    [
+        ("auto", "vllm", None),
+        ("float16", "vllm", None),
+        ("int8", "transformers", None),
+        ("int8", "vllm", "set use to transformers"),
+        ("int8", "ray", "set use to transformers"),
+    ],
+)
+def test_formats_that_a_sampler_lacks(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, use: str, told: str | None
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    found = _formats.missing(dtype, use)
+    assert told in found if told and found else found is told
+
+
+def test_a_gpu_without_bf16_is_offered_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert _formats.missing("bfloat16", "vllm") == "bf16: Tesla T4 has none: take fp16"
+    assert _formats.missing("float16", "vllm") is None
+
+
+def test_int8_keeps_what_is_said_and_takes_adapters(adapters: tuple[str, str]) -> None:
+    """LLM.int8: weights of 8 bits, outliers apart, and the adapter on top of it."""
+    nn = pytest.importorskip("bitsandbytes.nn")
+    from rft.samplers.transformers import TransformersSampler
+
+    whole, small = (
+        TransformersSampler(set_up(adapters=adapters, dtype=dtype)) for dtype in ("float32", "int8")
+    )
+    assert (whole.dtype, small.dtype) == ("float32", "int8")
+    layers = [m for m in small._model.modules() if isinstance(m, nn.Linear8bitLt)]
+    assert layers and all(m.state.threshold == _formats.THRESHOLD for m in layers)
+    assert small.stats()["weights_gb"] < 0.5 * whole.stats()["weights_gb"]
+    said = []
+    for adapter in (None, adapters[1]):
+        a, b = (
+            by_id(
+                sampler.sample(
+                    requests(sampler._setup, adapter=adapter, max_tokens=1, logprobs="tokens")
+                )
+            )
+            for sampler in (whole, small)
+        )
+        assert a.keys() == b.keys()
+        same = [key for key in a if a[key].token_ids == b[key].token_ids]
+        off = [abs((a[key].logprob or 0) - (b[key].logprob or 0)) for key in same]
+        assert len(same) >= len(a) - 1 and 0 < max(off) < 0.2
+        said.append([c.logprob for c in b.values()])
+    assert said[0] != said[1]
+
+
+def test_outliers_are_multiplied_apart_on_a_cpu() -> None:
+    """arXiv 2208.07339, equation 8, with the columns' weights taken out of INT8."""
+    nn = pytest.importorskip("bitsandbytes.nn")
+    import torch
+
+    torch.manual_seed(0)
+    weight, x = torch.randn(32, 64).half().float(), torch.randn(5, 64).half().float()
+    x[1, 7], x[3, 40] = 50.0, -9.0
+    layer = nn.Linear8bitLt(64, 32, False, has_fp16_weights=False, threshold=_formats.THRESHOLD)
+    layer.weight = nn.Int8Params(weight.half(), has_fp16_weights=False, requires_grad=False)
+    layer = layer.to("cpu").eval()
+    got = layer(x.half()).float()
+    w_scale = weight.abs().amax(1, keepdim=True) / 127
+    w = (weight / w_scale).round()
+    apart = (x.abs() >= _formats.THRESHOLD).any(0)
+    assert apart.nonzero().flatten().tolist() == [7, 40]
+    # Outliers are no part of their row's scale.
+    x_scale = x.where(x.abs() < _formats.THRESHOLD, torch.zeros(())).abs().amax(1, keepdim=True)
+    x_int = (x / (x_scale / 127)).round() * ~apart
+    want = (x_int @ w.T) * (x_scale / 127) * w_scale.T + x[:, apart] @ (w * w_scale)[:, apart].T
+    assert torch.allclose(got, want, atol=0.1)
+    plain = x.abs().amax(1, keepdim=True) / 127
+    worse = ((x / plain).round() @ w.T) * plain * w_scale.T
+    exact = x @ weight.T
+    assert (worse - exact).abs().mean() > 2 * (got - exact).abs().mean()
