@@ -22,9 +22,9 @@ from rft.precision import HAS_TRITON
 from rft.training.data import BLOCK, Batch
 from rft.training.products import HAS_ONEDNN, compiled, product, summed
 
-LONGEST = 1024
-"""Tokens of a group whose scores are made as a whole; of longer ones torch's kernel makes a block at a
-time."""
+SHORTEST, LONGEST = 140, 1024
+"""Tokens of a group, on average and at most, whose scores are made as a whole, a product for each key head;
+of longer ones torch's kernel makes a block at a time, and it has less to set up for short ones."""
 
 FLEX_FROM = 2048
 """Tokens of a row from which FlexAttention is worth the seconds of its compilation; a shorter one, such as the
@@ -95,7 +95,8 @@ def attend(
         return got.transpose(1, 2), None
     # Autocast would have its products in 16 bits.
     exact = query.dtype is value.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
-    if exact and HAS_ONEDNN and query.device.type == "cpu" and max(trees.sizes) <= LONGEST:
+    fits = sum(trees.sizes) >= SHORTEST * len(trees.sizes) and max(trees.sizes) <= LONGEST
+    if exact and fits and HAS_ONEDNN and query.device.type == "cpu":
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         got = _Attention.apply(query[0], key[0], value[0], trees, scale)
         return got[None], None

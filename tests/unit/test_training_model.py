@@ -119,7 +119,11 @@ def trained(
 @pytest.mark.parametrize("fused_head", [False, True])
 @pytest.mark.parametrize("layout", list(Layout))
 @pytest.mark.parametrize("limit", [1000, 40, 1])
-def test_loss_and_gradients_equal_those_of_plain_rows(limit, layout, fused_head, fused_lora):
+@pytest.mark.parametrize("shortest", [0, attention.SHORTEST])
+def test_loss_and_gradients_equal_those_of_plain_rows(
+    shortest, limit, layout, fused_head, fused_lora, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(attention, "SHORTEST", shortest)
     groups = some_groups()
     model = adapted(llama())
     expected = padded_loss(model, groups)
