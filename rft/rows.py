@@ -214,12 +214,19 @@ def objects(batch: "pa.RecordBatch | pa.Table", row_type: Callable[..., Row]) ->
 def read(folder: Path, row_type: type[Row], columns: list[str] | None = None) -> Iterator[Row]:
     """The folder's rows, each id once. With `columns`, the other fields are None.
 
-    The first field is the id, and always among the columns.
+    The first field is the id, and always among the columns. Raises RftError without `columns` for rows
+    that lack a field.
     """
+    names = [f.name for f in dataclasses.fields(row_type)]  # type: ignore[arg-type]
     if columns is not None:
-        first = dataclasses.fields(row_type)[0].name  # type: ignore[arg-type]
-        columns = [first, *(c for c in columns if c != first)]
+        columns = [names[0], *(c for c in columns if c != names[0])]
     for batch in batches(folder, columns):
+        lacking = [] if columns else [name for name in names if name not in batch.schema.names]
+        if lacking:
+            raise RftError(
+                f"{folder}: its rows have no {lacking[0]}: another version of rft wrote them. Remove "
+                "the folder of their stage, and give the run's command again"
+            )
         yield from objects(batch, row_type)
 
 

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rft import rows
@@ -223,3 +225,12 @@ def test_a_full_disk_is_one_message_from_safetensors_too(tmp_path: Path) -> None
 def _full(tmp_path: Path) -> None:
     with rows.disk_errors(tmp_path), open("/dev/full", "w") as file:
         file.write("x" * 100_000)
+
+
+def test_rows_of_another_version_are_named(tmp_path: Path) -> None:
+    old = pa.table({"id": ["c1"], "prompt_id": ["p1"]})
+    rows.write_part(tmp_path, [BARE[3]], ChoiceRow)
+    (path,) = rows.parts(tmp_path)
+    pq.write_table(old, path)
+    with pytest.raises(RftError, match="its rows have no .*: another version of rft wrote them"):
+        list(rows.read(tmp_path, ChoiceRow))
