@@ -38,7 +38,7 @@ FULL: list[Any] = [
     ),
     ScoreRow("c1", "p1", Verdict.UNKNOWN, "timeout", "2", 0.25, "[]"),
     ChoiceRow("c1", "p1", "wrong"),
-    TrainRow("c1", "p1", (1,), (2, 3), True),
+    TrainRow("c1", "p1", (1,), (2, 3), True, "hot", -0.5, (-1.0, -0.5)),
     ProblemRow("p1", 2, 1, 0, 1, ("2", ""), (True, False), 40),
 ]
 BARE: list[Any] = [
