@@ -345,6 +345,10 @@ def _layout_facts(fit: Fit, counted: dict[str, int], fused: int) -> dict[str, An
         "fused_head": fit.fused_head,
         "fused_layers": fused,
         "separate_rows_tokens": counted["separate_tokens"],
+        # Of what was computed. A GPU's trees end in up to 127 more in a micro-batch.
+        "padding_share": round(
+            counted["padding"] / max(counted["padding"] + counted["separate_tokens"], 1), 4
+        ),
         "sharing_gain": round(counted["separate_tokens"] / max(counted["tokens"], 1), 3),
     }
 

@@ -69,7 +69,7 @@ class Run:
     stop: StopSignal
     counted: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
-            ("tokens", "completion_tokens", "separate_tokens", "flops"), 0
+            ("tokens", "completion_tokens", "separate_tokens", "padding", "flops"), 0
         )
     )
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -101,6 +101,7 @@ class Run:
         self.counted["tokens"] += tokens
         self.counted["completion_tokens"] += targets
         self.counted["separate_tokens"] += sum(group.separate_tokens for group in groups)
+        self.counted["padding"] += sum(map(self._padding, packed))
         self.counted["flops"] += sum(map(self.cost.of, groups))
         seconds = time.perf_counter() - began
         return {
@@ -121,6 +122,13 @@ class Run:
     def _packed(self, groups: list[Group]) -> list[list[Group]]:
         limit, processes = self.train.tokens_per_batch, self.accelerator.num_processes
         return pack(groups, limit, self.layout, processes)
+
+    def _padding(self, row: list[Group]) -> int:
+        """Places in a micro-batch that hold no token."""
+        if self.layout is Layout.TREE:
+            return 0
+        sizes = [single.tokens for group in row for single in group.singles()]
+        return max(sizes) * len(sizes) - sum(sizes)
 
     def _gradients(self, packed: list[list[Group]], mass: float) -> tuple[float, bool]:
         """Leaves the step's gradients in the parameters; its loss, over all processes, and whether

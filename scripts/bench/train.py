@@ -38,8 +38,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-VARIANTS = ("ours", "plain", "compiled", "trl", "liger")
-"""plain: ours with every row of its own. compiled: ours with train.compile. liger: TRL with Liger's kernels."""
+VARIANTS = ("ours", "plain", "mkl", "compiled", "trl", "liger")
+"""plain: ours with every row of its own. mkl: ours with the products that torch takes by itself on a CPU. compiled:
+ours with train.compile. liger: TRL with Liger's kernels."""
 
 PEERS = ("trl", "liger")
 
@@ -278,7 +279,7 @@ def operations(args: argparse.Namespace) -> dict[str, float]:
     found = {}
     for variant, some in {
         **dict.fromkeys(VARIANTS, singles),
-        **dict.fromkeys(("ours", "compiled"), groups),
+        **dict.fromkeys(("ours", "mkl", "compiled"), groups),
     }.items():
         attention = sum(each * group.tokens**2 for group in some)
         found[variant] = float(sum(map(cost.of, some)) + attention)
@@ -288,10 +289,13 @@ def operations(args: argparse.Namespace) -> dict[str, float]:
 def ours(args: argparse.Namespace) -> dict[str, Any]:
     from rft.config import Model
     from rft.config_train import Train
+    from rft.training import attention, products
     from rft.training.job import train_job
     from rft.training.loop import Run
     from rft.training.stop import StopSignal
 
+    if args.child == "mkl":
+        products.HAS_ONEDNN = attention.HAS_ONEDNN = False
     train, folder = Train(lr=args.lr), args.folder / f"ours-{time.monotonic_ns()}"
     tokens, steps = _tree_tokens(args)
     settings = {

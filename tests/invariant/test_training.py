@@ -222,6 +222,9 @@ def test_packing_accumulation_and_other_jobs_change_nothing(tmp_path: Path, base
     # Cut rows compute some prompts again, and the manifest does not hide it.
     assert manifest(tmp_path / "small")["tokens"] > manifest(tmp_path / "one")["tokens"]
     assert manifest(tmp_path / "large")["layout"]["sharing_gain"] > 1.3
+    # The one that is matched has dropout, and so padded rows, of like length in a batch.
+    padded, none = (manifest(tmp_path / n)["layout"]["padding_share"] for n in ("matched", "large"))
+    assert none == 0 < padded < 0.3
     assert manifest(tmp_path / "bf16")["precision"] == {
         "master": "float32",
         "compute": "bf16",
