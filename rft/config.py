@@ -309,7 +309,7 @@ class Eval(Decoding):
                 f"inference.formats: {use} computes in formats of its own: set inference.use to "
                 "transformers or vllm"
             )
-        if "int8" in formats and use == "vllm":
+        if formats and "int8" in (*formats, self.engine.dtype) and use == "vllm":
             raise ValueError(
                 "inference.formats: vllm has no LLM.int8: set inference.use to transformers, or leave "
                 "int8 out"

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from rft.section import Section
 
@@ -24,12 +24,13 @@ class Inference(Section):
     what a format costs in accuracy, and what it brings in memory and speed. Nothing is trained again."""
 
     formats: list[Format] = []
-    """Formats to compare with that of `eval.engine.dtype`. `int8` is LLM.int8 (bitsandbytes), through
+    """Formats to compare with that of `eval.engine.dtype`: name it too on a GPU, where `auto` is the
+    checkpoint's own format. `int8` is LLM.int8 (bitsandbytes), through
     transformers only."""
     use: Literal["vllm", "transformers"] | None = None
     """Sampler for them; null takes `eval.use`. With another one the format of `eval.engine.dtype` is
-    sampled through it as well, and the others are compared with that: memory and speed of two samplers
-    can't be."""
+    sampled through it as well, and the others are compared with that, since memory and speed of two
+    samplers can't be compared."""
 
     @field_validator("formats")
     @classmethod
@@ -37,3 +38,11 @@ class Inference(Section):
         if len(set(given)) < len(given):
             raise ValueError(f"each format once, not {', '.join(given)}")
         return given
+
+    @model_validator(mode="after")
+    def _needed(self) -> "Inference":
+        if self.use and not self.formats:
+            raise ValueError(
+                "use: there are no formats to sample through it: name some, or leave it out"
+            )
+        return self

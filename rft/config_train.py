@@ -34,10 +34,11 @@ Storage = Literal["fp32", "bf16", "fp16", "int8", "nf4"]
 
 
 class Precision(Section):
-    """Number formats (docs/precision.md). Master weights and optimizer state are FP32 in every mode."""
+    """Number formats (docs/precision.md). Master weights are FP32 in every mode, and so is the optimizer's
+    state but for the moments of `optimizer: adamw_8bit`."""
 
     master: Master = "fp32"
-    """Format of the trainable weights and of the optimizer's state: fp32; the others are refused."""
+    """Format of the trainable weights: fp32; the others are refused."""
     compute: Compute = "fp32"
     """Format of the forward and backward arithmetic: autocast for bf16 and fp16, the latter with dynamic
     loss scaling; tf32 on GPUs."""
@@ -104,7 +105,7 @@ class Reward(Section):
 
 class Negatives(Section):
     """Wrong samples that training makes less likely, of prompts with a sample that was kept
-    (Reinforce-Rej, arXiv 2504.11343). A sample whose verdict is unknown is none of them."""
+    (Reinforce-Rej, arXiv 2504.11343). A sample whose verdict is unknown is not one of them."""
 
     per_prompt: Positive = 4
     """Most of one prompt, drawn by chance."""
@@ -113,7 +114,7 @@ class Negatives(Section):
 
 
 class Loss(Section):
-    """What a row's tokens count (docs/training.md, weighted losses). The defaults are the mean
+    """How much each token of a row counts (docs/training.md, weighted losses). The defaults are the mean
     cross-entropy of the step's completion tokens."""
 
     weigh: Literal["tokens", "completions", "prompts"] = "tokens"
@@ -156,8 +157,8 @@ class Train(Section):
     """Peak learning rate of AdamW."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw_8bit`: bitsandbytes' AdamW, whose two moments are stored in 8 bits by blocks (arXiv 2110.02861): 2
-    bytes a trainable weight and not 8, which pays where all weights are trained. `paged`: moved to the
-    CPU's memory while the GPU's is short."""
+    bytes a trainable weight and not 8, which pays where all weights are trained. `paged_adamw_8bit`: moved
+    to the CPU's memory while the GPU's is short."""
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the rows; ignored where match is set."""
     match: ArmName | None = None

@@ -94,8 +94,8 @@ def _merged(node: Node, model: Model) -> tuple[Any, float]:
         fault = one_line(told)
     if fault:
         raise RftError(
-            f"{path}: this adapter is none for {model.base}: {fault}. Put the base back that it was trained "
-            "on, or take the folder away and train again"
+            f"{path}: this adapter does not fit {model.base}: {fault}. Restore the base that it was trained "
+            "on, or remove the folder and train again"
         )
     set_peft_model_state_dict(adapted, weights)
     groups = read_groups(rows.read(Path(node.job["rows"]), TrainRow))[:ROWS]

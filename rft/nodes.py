@@ -64,10 +64,17 @@ def in_order(wanted: Iterable[Node]) -> Iterator[Node]:
         yield from visit(node)
 
 
+def _gives_adapter(node: Node) -> bool:
+    """Whether it trains an adapter that engines serve as one."""
+    lora = node.job["train"]["lora"] if node.kind == "train" else None
+    return lora is not None and not lora["dora"]
+
+
 def refuse_formats(nodes: Iterable[Node]) -> None:
     """Raises RftError for samples to be drawn in a number format that their sampler or this machine
     lacks."""
     for node in nodes:
         if node.kind == "sample" and not node.done:
-            if fault := _formats.missing(node.job["engine"]["dtype"], node.job["use"]):
+            adapted = any(_gives_adapter(need) for need in node.needs)
+            if fault := _formats.missing(node.job["engine"]["dtype"], node.job["use"], adapted):
                 raise RftError(f"{node.job['setting']}: {fault}")

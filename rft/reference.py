@@ -73,7 +73,11 @@ def reference() -> str:
             kind = _type_name(field.annotation)
             if nested and nested is not Component:
                 inner.append((nested, f"{path}.{name}".lstrip(".")))
-                default, kind = f"see [{inner[-1][1]}](#{_anchor(inner[-1][1])})", "section"
+                see = f"see [{inner[-1][1]}](#{_anchor(inner[-1][1])})"
+                optional = not field.is_required() and field.get_default() is None
+                default, kind = (
+                    (f"`null`; {see}", "section, null") if optional else (see, "section")
+                )
             elif field.is_required():
                 default = "(needed)"
             else:

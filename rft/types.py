@@ -347,7 +347,7 @@ class TrainRow:
     pool: str = ""
     """As in its candidate."""
     weight: float = 1.0
-    """Of its loss: its advantage, which is negative for an answer to unlearn."""
+    """Of its loss: its advantage, which is negative for an answer to make less likely."""
     logprobs: tuple[float, ...] = ()
     """Of its tokens under the policy that sampled them (nats), where the loss needs them. Fewer than
     tokens where an EOS was put in the place of a stop string; none for references."""

@@ -1,4 +1,4 @@
-"""What each selected row weighs in the loss, and which wrong samples are unlearnt beside them.
+"""What each selected row weighs in the loss, and which wrong samples are made less likely beside them.
 
 Weights are relative: training divides a step's loss by the sum of its weights' sizes. So the best row
 weighs 1 here whatever the scale of the values, and exp((value - best) / beta) cannot overflow.

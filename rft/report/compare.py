@@ -29,9 +29,9 @@ METHODS = {
     "pooled": "each problem's value is averaged over seeds first: interval and p treat the "
     "trained models as given, and the spread over seeds is the standard deviation beside them",
     "formats": "each number format minus the arm's first, paired by problem as arms are. weights_gb: what "
-    "the sampler says its weights take; peak_gb: of a GPU's memory where there is one, else of the "
-    "sampling process, libraries and loading included; tokens_per_s: while sampling. Arms that "
-    "one engine served share its figures. GiB",
+    "the sampler says its weights take, GiB; peak_gb: GiB of a GPU's memory where there is one, else of the "
+    "sampling process since it began: libraries, loading and vLLM's key-value cache included; "
+    "tokens_per_s: while sampling. Arms that one engine served share its figures",
     "pass_at_k": "unbiased (Chen et al. 2021, equation 1), mean over problems",
     "maj_at_k": "the most frequent answer of k drawn without replacement; ties split evenly, "
     "empty answers do not vote; exact where at most 1,000 choices of k exist, else 1,000 random ones",
@@ -80,6 +80,8 @@ def _formats(runs: list[ArmRun], level: float, resamples: int) -> list[dict[str,
         each = list(zip(*(run.formats for run in runs if run.arm == arm)))
         names = [NAMES.get(one[0].dtype, one[0].dtype) for one in each]
         for name, mine in zip(names, each):
+            if name == names[0] and mine is not each[0]:
+                continue  # what `auto` is here was asked for by name as well
             both = list(zip(mine, each[0]))
             pair = _pair(name, names[0], both, level, resamples, None)
             mean_P = np.mean([run.accuracy_P for run in mine], axis=0)

@@ -261,7 +261,7 @@ def _yields(sampled: list[ArmRun], colours: dict[str, int]) -> list[dict[str, An
                 TrainRow,
                 columns=["id", "prompt_id", "is_reference", "weight"],
             )
-            if not row.is_reference and row.weight > 0
+            if not row.is_reference and row.weight >= 0
         )
         asked = rows.ids(run.folders["prompts"] / "train")
         values = [kept[i] for i in asked]

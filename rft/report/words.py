@@ -133,9 +133,9 @@ def _cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def format_cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table of number formats; no rows where arms were evaluated in one only."""
     headings = ["arm", "format", f"accuracy % ({level_name(comparison['level'])})"]
-    headings += ["points vs the first", "weights GiB", "peak GiB", "tokens/s"]
+    headings += ["points vs baseline", "weights GiB", "peak GiB", "tokens/s"]
     table = []
-    for one in comparison["formats"]:
+    for one in comparison.get("formats", []):
         got, pair = one["accuracy"], one["pair"]
         cells = ["" if pair else one["arm"], one["format"]]
         cells.append(f"{percent(got['value'])} ({between(got['low'], got['high'], percent)})")
@@ -143,7 +143,7 @@ def format_cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]
             ends = between(pair["low"], pair["high"])
             cells.append(f"{points(pair['difference'])} ({ends})")
         else:
-            cells.append("–")
+            cells.append("baseline")
         for name, digits in (("weights_gb", 2), ("peak_gb", 2), ("tokens_per_s", 0)):
             cells.append("–" if one[name] is None else f"{one[name]:,.{digits}f}")
         table.append(cells)
@@ -156,7 +156,7 @@ def format_note(comparison: dict[str, Any]) -> str:
     return (
         f"Number formats of inference, all through {use}: the same problems, prompts and seeds, so the "
         "format alone differs. Memory and tokens/s were measured while sampling; arms that one engine "
-        "served share them. On a CPU libraries and loading are in the peak."
+        "served share them. vLLM's key-value cache is in the peak, and on a CPU libraries and loading."
     )
 
 
@@ -235,7 +235,7 @@ def markdown(comparison: dict[str, Any]) -> str:
     lines += _markdown_table(*_cells(comparison))
     if seeds := by_seed(comparison):
         lines += ["", *[f"- {line}" for line in seeds]]
-    if comparison["formats"]:
+    if comparison.get("formats"):
         lines += ["", *_markdown_table(*format_cells(comparison)), "", format_note(comparison)]
     arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
     controls = [c for c in comparison["pooled"] if c not in (arm, baseline)]
@@ -290,7 +290,7 @@ def terminal(comparison: dict[str, Any]) -> str:
     console.print(Text(comparison["answer"], style="bold"))
     for line in by_seed(comparison):
         console.print(Text(f"  {line}"))
-    if comparison["formats"]:
+    if comparison.get("formats"):
         show(*format_cells(comparison))
         console.print(Text(format_note(comparison)))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

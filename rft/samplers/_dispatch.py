@@ -222,8 +222,9 @@ class Engines:
         self._again.clear()
 
     def stats(self) -> dict[str, float]:
-        """Sums over the engines, lost ones included; seconds are the longest engine's."""
-        longest = ("seconds", "engine_start_s")
+        """Sums over the engines, lost ones included; seconds are the longest engine's, and memory the
+        largest's."""
+        longest = ("seconds", "engine_start_s", "weights_gb", "peak_gpu_gb", "peak_rss_gb")
         each = [*self._stats.values(), *self._past]
         total = {
             key: (max if key in longest else sum)(s.get(key, 0.0) for s in each)

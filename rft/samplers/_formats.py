@@ -13,12 +13,22 @@ THRESHOLD = 6.0
 """An activation of this size makes its column an outlier (arXiv 2208.07339, section 3)."""
 
 
-def missing(dtype: str, use: str) -> str | None:
-    """Why a sampler can't compute in a format here, and what to do; None if it can."""
+def missing(dtype: str, use: str, adapted: bool = False) -> str | None:
+    """Why a sampler can't compute in a format here, and what to do; None if it can. adapted: whether it
+    serves a LoRA adapter."""
     if dtype == "int8" and use in ("vllm", "ray"):
         return f"int8: {use} has no LLM.int8: set use to transformers"
     if dtype == "int8" and importlib.util.find_spec("bitsandbytes") is None:
         return "int8 needs bitsandbytes: pip install 'rft[quant]'"
+    if dtype == "float32" and use == "vllm" and adapted:
+        import torch
+
+        if torch.cuda.is_available():
+            # Its kernels assert this in the middle of a step.
+            return (
+                "float32: on a GPU vLLM serves LoRA adapters in 16 bits only: set bfloat16 or float16, "
+                "or use: transformers"
+            )
     if dtype == "bfloat16" and use in ("vllm", "transformers"):
         import torch
 

@@ -67,7 +67,7 @@ class TransformersSampler:
             )
             if not is_int8:
                 self._model = self._model.to(self._device)
-        except (OSError, ValueError, RuntimeError) as fault:
+        except (OSError, ValueError, RuntimeError, ImportError) as fault:
             raise RftError(
                 f"model.base: {model.base}: cannot be loaded: {str(fault).splitlines()[0]}"
             ) from fault

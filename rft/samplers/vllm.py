@@ -323,12 +323,8 @@ def engine_args(setup: Setup, on_cpu: bool) -> dict[str, Any]:
         args["gpu_memory_utilization"] = engine.gpu_memory_utilization
     if setup.adapters:
         args |= lora_args(setup.adapters)
-        if not on_cpu and engine.dtype == "float32":
-            # Its kernels assert this in the middle of a step.
-            raise RftError(
-                "engine.dtype: on a GPU vLLM serves LoRA adapters in 16 bits only: set bfloat16 or "
-                "float16, or use: transformers"
-            )
+        if fault := missing(engine.dtype, "vllm", adapted=True):
+            raise RftError(f"engine.dtype: {fault}")
         if on_cpu and {"lm_head", "embed_tokens"} & set(args["lora_target_modules"] or ()):
             # The products of these layers still mix up rows with and without an adapter.
             raise RftError(
