@@ -141,6 +141,8 @@ class Loss(Section):
     def of_rows(self) -> dict[str, Any]:
         """What the selected rows carry for it; empty for plain rows."""
         asked = self.model_dump(mode="json", include={"reward", "negatives"}, exclude_none=True)
+        if self.reward and self.weigh == "prompts":
+            asked["weigh"] = "prompts"  # a prompt's rows are weighed among themselves
         return asked | ({"logprobs": True} if self.clip is not None else {})
 
 

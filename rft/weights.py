@@ -25,12 +25,14 @@ def weights(
     """
     negatives = Negatives(**loss["negatives"]) if "negatives" in loss else None
     values: dict[str, float | None] = {}
+    whose: dict[str, str] = {}
     missing: list[str] = []
     against: dict[str, float] = {}
     for group in groups:
         rows = [row for row in group.rows if row.candidate.id in kept]
         for row in rows:
             values[row.candidate.id] = found = value(row)
+            whose[row.candidate.id] = row.candidate.prompt_id
             if found is None and not row.is_reference:
                 missing.append(row.candidate.id)
         # A prompt that no sample solves says nothing about what is better than wrong.
@@ -52,16 +54,25 @@ def weights(
             f"weighed by, for instance {missing[0]}. Add a scorer that gives one (reward_model, judge), "
             "or set train.loss.reward to null"
         )
-    return _by_value(values, Reward(**loss["reward"]), label) | against
+    if loss.get("weigh") != "prompts":
+        whose = dict.fromkeys(whose, "")
+    return _by_value(values, whose, Reward(**loss["reward"]), label) | against
 
 
-def _by_value(values: dict[str, float | None], reward: Reward, label: str) -> dict[str, float]:
-    best = max((v for v in values.values() if v is not None), default=1.0)
+def _by_value(
+    values: dict[str, float | None], whose: dict[str, str], reward: Reward, label: str
+) -> dict[str, float]:
+    """whose: among which rows each is weighed: those of its prompt, or all."""
     if reward.by == "exp":
+        tops: dict[str, float] = {}
+        for id, v in values.items():
+            if v is not None:
+                tops[whose[id]] = max(v, tops.get(whose[id], v))
         return {
-            id: 1.0 if v is None else math.exp(max((v - best) / reward.beta, LOWEST))
+            id: 1.0 if v is None else math.exp(max((v - tops[whose[id]]) / reward.beta, LOWEST))
             for id, v in values.items()
         }
+    best = max((v for v in values.values() if v is not None), default=1.0)
     least = min((v for v in values.values() if v is not None), default=1.0)
     if least < 0 or best == 0:
         raise RftError(

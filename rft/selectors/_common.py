@@ -34,7 +34,7 @@ def drawn(ids: Iterable[str], count: int, seed: int) -> set[str]:
 def value(row: Scored) -> float | None:
     """The score's number; None where there is none to compare."""
     number = row.score.value
-    return None if number is None or math.isnan(number) else number
+    return number if number is not None and math.isfinite(number) else None
 
 
 def best(values: Iterable[tuple[float, str]], count: int) -> set[str]:

@@ -93,6 +93,10 @@ def attend(
         flex = flex_attention if torch.compiler.is_compiling() else compiled(flex_attention)
         got = flex(query, key, value, block_mask=trees.whole, scale=scaling, enable_gqa=grouped)
         return got.transpose(1, 2), None
+    if trees.whole is not None:
+        key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
+        got = scaled_dot_product_attention(query, key, value, trees.whole, scale=scaling)
+        return got.transpose(1, 2), None
     # Autocast would have its products in 16 bits.
     exact = query.dtype is value.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
     fits = sum(trees.sizes) >= SHORTEST * len(trees.sizes) and max(trees.sizes) <= LONGEST
@@ -100,11 +104,7 @@ def attend(
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         got = _Attention.apply(query[0], key[0], value[0], trees, scale)
         return got[None], None
-    times = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, times), repeat_kv(value, times)
-    if trees.whole is not None:
-        got = scaled_dot_product_attention(query, key, value, trees.whole, scale=scaling)
-        return got.transpose(1, 2), None
+    key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
     # Not slices, whose gradients would each be as long as the row.
     parts = (x.split(trees.sizes, dim=2) for x in (query, key, value))
     got = torch.cat(

@@ -180,7 +180,7 @@ def _is_whole(path: Path) -> bool:
         digests: dict[str, str] = json.loads((path / DIGESTS).read_text())
         mine = sorted(digests)[rank() :: world()]
         return PLAIN in digests and all(_digest(path / name) == digests[name] for name in mine)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 
@@ -203,10 +203,11 @@ def fill(saved: dict[str, Any], like: Mapping[Any, torch.Tensor]) -> dict[str, A
     return state
 
 
-def drop_damaged(stage: Path, step: int) -> None:
-    """Removes those past the step that a resumed run goes on from: they could not be read."""
+def drop_after(stage: Path, last: Path | None) -> None:
+    """Removes those after the one that a run goes on from: damaged ones, and those of steps that were
+    rolled back."""
     for path in _saved(stage):
-        if _step(path) > step:
+        if last is None or path.name > last.name:
             shutil.rmtree(path)
 
 

@@ -425,7 +425,7 @@ def _joined(groups: list[Group]) -> Group:
 def pack(
     groups: list[Group], limit: int, layout: Layout = Layout.TREE, processes: int = 1
 ) -> list[list[Group]]:
-    """Micro-batches of at most `limit` tokens, padding included, that hold all the groups."""
+    """Micro-batches of at most `limit` tokens, the padding of rows included, that hold all the groups."""
     return (
         _pack_rows(groups, limit)
         if layout is Layout.ROWS
@@ -438,13 +438,16 @@ def _pack_trees(groups: list[Group], limit: int, processes: int) -> list[list[Gr
     no faster than its weights are read, and processes wait for the longest."""
     parts = [part for group in groups for part in split(group, limit)]
     parts.sort(key=lambda part: -part.tokens)  # stable, so equal lengths keep the step's order
-    count = -(-sum(part.tokens for part in parts) // limit)
+    count = max(
+        -(-sum(part.tokens for part in parts) // limit),
+        sum(2 * part.tokens > limit for part in parts),  # no two of these fit together
+    )
     while True:
         count = -(-count // processes) * processes
         packed = _spread(parts, count)
         if all(sum(part.tokens for part in row) <= limit or len(row) == 1 for row in packed):
             return packed
-        count += 1
+        count += max(1, count // 64)
 
 
 def _spread(parts: list[Group], count: int) -> list[list[Group]]:

@@ -84,15 +84,14 @@ class _Job:
         saved = checkpoint.load(self.stage)
         found = [] if saved else selftest.compare_samplers(objective, job, settings.precision)
         self.proofs: dict[str, Any] = saved["proofs"] if saved else {"sampler": found}
-        self.fused = 0
-        if settings.compile:
-            for layer in sharding.decoder_layers(base):
-                layer.compile()
-        else:
-            self.fused = fuse(self.model) + layers.replace(base)
+        whole_layers = sharding.decoder_layers(base) if settings.compile else []
+        self.fused = 0 if whole_layers else fuse(self.model) + layers.replace(base)
         if not saved:
             formats = selftest.compare_formats(objective, self.groups, settings.precision)
             self.proofs |= {"formats": asdict(formats)} if formats else {}
+        # After the proofs, whose FP32 is made layer by layer as they are called.
+        for layer in whole_layers:
+            layer.compile()
         cost = Cost.measure(base)
         if sharded:
             device = self.accelerator.device
@@ -122,10 +121,10 @@ class _Job:
             self._restore(saved)
         self.trainable = precision.assert_fp32_masters(self.model, optimizer)
         if self.main:
+            checkpoint.drop_after(self.stage, saved["folder"] if saved else None)
             self._tell(saved is not None)
 
     def _tell(self, resumed: bool) -> None:
-        checkpoint.drop_damaged(self.stage, self.done)
         checkpoint.rewind_metrics(self.stage / "metrics.jsonl", self.done)
         if resumed:
             say(f"  {self.label}: going on from step {self.done:,} of {self.run.total:,}")
@@ -205,6 +204,7 @@ class _Job:
         self.line = None
         self.run.optimizer.zero_grad()
         if self.main:
+            checkpoint.drop_after(self.stage, saved["folder"])
             checkpoint.rewind_metrics(self.stage / "metrics.jsonl", self.done)
             say(
                 f"  {self.label}: step {number + 1}: {leap}: back to step {self.done}, leaving out the "
@@ -418,7 +418,8 @@ def _total_steps(job: dict[str, Any], train: Train, steps: Steps, cost: Cost) ->
     of_an_epoch = {
         "steps": steps.per_epoch,
         "tokens": sum(group.separate_tokens for group in steps.groups),
-        "flops": sum(map(cost.of, steps.groups)),
+        # With what meets in a step: `steps.groups` may be single rows.
+        "flops": sum(cost.of(g) for number in range(steps.per_epoch) for g in steps[number]),
     }[train.match_by]
     wanted = {
         "steps": manifest["steps"],

@@ -1,7 +1,7 @@
 """The training loop: accelerate moves and wraps; what a step is, is decided here.
 
 The textbook averages the loss in each micro-batch, lets DDP average over processes, and seeds once.
-Here the step's loss is one weighted sum over its completion tokens, divided by the sum of their weights,
+Here the step's loss is one weighted sum over its completion tokens, divided by the sum of their weights' sizes,
 so packing, accumulation and the number of processes do not change what is learnt; and each step seeds itself
 from (seed, step, process), so a resumed run repeats an uninterrupted one to the last bit.
 """
@@ -174,7 +174,7 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         sharding.load_optimizer_state(self.optimizer, state["optimizer"])
         self.scale.load_state_dict(state["scale"])
-        self.counted = dict(state["counted"])
+        self.counted |= state["counted"]
         self.recent = deque(state["recent"], maxlen=WINDOW)
 
     @torch.no_grad()

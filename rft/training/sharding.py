@@ -13,7 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from rft.config_train import NO_DEEPSPEED, Precision, Train
-from rft.precision import DTYPES
+from rft.precision import DTYPES, QUANTISED
 from rft.types import RftError
 
 
@@ -28,8 +28,10 @@ def is_asked(train: Train, processes: int) -> bool:
     what = ""
     if train.lora and train.lora.dora:
         what = "train.lora.dora: it is saved as a merged model, and sharded weights can't be merged"
-    elif train.precision.base == "int8":
-        what = "train.precision.base: int8: bitsandbytes' weights can't be sharded"
+    elif train.precision.base in QUANTISED:
+        what = (
+            f"train.precision.base: {train.precision.base}: bitsandbytes' weights can't be sharded"
+        )
     elif train.optimizer != "adamw":
         what = f"train.optimizer: {train.optimizer}: bitsandbytes knows whole weights only"
     if what:
@@ -104,3 +106,9 @@ def load_optimizer_state(optimizer: Any, told: dict[str, Any]) -> None:
         for group, own in zip(told["param_groups"], optimizer.param_groups)
     ]
     optimizer.load_state_dict({**told, "param_groups": groups})
+    if getattr(optimizer, "is_paged", False):
+        # bitsandbytes has put them into the GPU's memory.
+        for param, state in optimizer.state.items():
+            for name in state.keys() & {"state1", "state2"}:
+                paged = optimizer.get_state_buffer(param, dtype=state[name].dtype)
+                state[name] = paged.copy_(state[name])

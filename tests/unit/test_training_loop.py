@@ -65,9 +65,11 @@ def test_a_step_that_is_saved_again_takes_the_place_of_its_first_checkpoint(tmp_
         checkpoint.save(tmp_path, 4, state(value))
     checkpoint.save(tmp_path, 8, state(4))
     assert names(tmp_path) == [".step-000000004-002", ".step-000000008-000"]
-    checkpoint.drop_damaged(tmp_path, 4)
+    last = tmp_path / ".checkpoints" / ".step-000000004-002"
+    checkpoint.drop_after(tmp_path, last)
     loaded = checkpoint.load(tmp_path)
-    assert loaded and checkpoint.fill(loaded, {})["adapter"]["w"].tolist() == [3.0] * 3
+    assert loaded and loaded["folder"] == last
+    assert checkpoint.fill(loaded, {})["adapter"]["w"].tolist() == [3.0] * 3
 
 
 FILES = ["__0_0.distcp", ".metadata", checkpoint.PLAIN, checkpoint.DIGESTS]
@@ -91,7 +93,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name, 
     assert loaded["step"] == 3
     assert f"{folder}: this checkpoint is damaged" in capfd.readouterr().err
     # Otherwise it would count as one of the two that are kept.
-    checkpoint.drop_damaged(tmp_path, 3)
+    checkpoint.drop_after(tmp_path, loaded["folder"])
     assert not folder.exists()
     checkpoint.clear(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -37,6 +37,15 @@ def test_by_exp_the_best_weighs_one_and_references_as_much() -> None:
     )
 
 
+def test_prompts_that_weigh_the_same_weigh_their_rows_among_themselves() -> None:
+    """However far below another prompt's: the floor is for what a prompt's own best outweighs."""
+    members = [row("a.1", value=50.0), row("b.1", value=-1.0), row("b.2", value=-5.0)]
+    got = weigh(members, {"a.1", "b.1", "b.2"}, reward=Reward(), weigh="prompts")
+    assert got == {"a.1": 1, "b.1": 1, "b.2": pytest.approx(math.exp(-4))}
+    floored = weigh(members, {"a.1", "b.1", "b.2"}, reward=Reward())
+    assert floored["b.1"] == floored["b.2"] == pytest.approx(math.exp(-20))
+
+
 def test_linear() -> None:
     members = [
         row("a.0", ref=True),
@@ -53,6 +62,7 @@ def test_linear() -> None:
     [
         ((1.0, None), "exp", r"train\.loss\.reward: 1 of 2 rows have no value.*a\.2.*reward_model"),
         ((1.0, math.nan), "exp", "have no value"),
+        ((1.0, math.inf), "exp", "have no value"),
         ((1.0, -0.5), "linear", r"reward\.by: linear.*from -0\.5 to 1\. Set it to exp"),
         ((0.0, 0.0), "linear", "linear"),
     ],
