@@ -56,20 +56,23 @@ class _Loss(torch.autograd.Function):
                     total -= gain.sum()
                 if not any(needs[:3]):
                     continue
-                size = None
+                sizes = None
                 if computed is torch.float16:
-                    # Uneven weights would leave its range, before any loss scale.
-                    size = pull.abs().max().clamp(min=1e-30)
-                    pull = pull / size
+                    # Uneven weights would leave its range, before any loss scale: they come afterwards.
+                    sizes = pull.abs()[:, None].clamp(min=1e-30)
+                    pull = pull.sign()
                 slope = _shares(logits, total_exp, pull[:, None], computed)
                 own = (logp.exp() - 1) * pull
                 slope.scatter_(1, label, own[:, None].to(computed))
-                if grad_bias is not None:
-                    grad_bias += _times(slope.sum(0, dtype=torch.float32), size)
                 if grad_hidden is not None:
-                    grad_hidden[part] = _times(product(slope, matrix.T), size)
+                    got = product(slope, matrix.T)
+                    grad_hidden[part] = got if sizes is None else got.float() * sizes
+                if sizes is not None and (needs[1] or needs[2]):
+                    slope, inputs = slope.float() * sizes, inputs.float()
+                if grad_bias is not None:
+                    grad_bias += slope.sum(0, dtype=torch.float32)
                 if grad_head is not None:
-                    grad_head += _times(summed(slope, inputs), size)
+                    grad_head += summed(slope, inputs)
         ctx.dtypes = hidden.dtype, head.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(grad_hidden, grad_head, grad_bias)
         return total
@@ -95,10 +98,6 @@ def _shares(
 ) -> torch.Tensor:
     """Each word's share, softmax(logits), times the weight of the row; in place of float32 logits."""
     return logits.float().sub_(total).exp_().mul_(weights).to(computed)
-
-
-def _times(x: torch.Tensor, size: torch.Tensor | None) -> torch.Tensor:
-    return x if size is None else x.float() * size
 
 
 def head_loss(

@@ -102,3 +102,22 @@ def test_products_of_any_strides(dense):
     assert torch.allclose(product(weight.T, x.T.T[:5].T), weight.T @ x[:5], atol=1e-5)
     assert torch.allclose(summed(x, y), x.T @ y, atol=1e-5)
     assert torch.allclose(summed(y, x), y.T @ x, atol=1e-5)
+
+
+def test_uneven_weights_stay_within_fp16():
+    """One row that weighs a hundred thousand others': its gradient is there, and so are theirs."""
+    torch.manual_seed(0)
+    hidden = torch.randn(40, 16, requires_grad=True)
+    head, labels = torch.randn(50, 16), torch.randint(50, (40,))
+    weights = torch.full((40,), 0.5)
+    weights[0] = 1e5
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        with torch.autocast("cpu", dtype, enabled=dtype is torch.float16):
+            head_loss(hidden, head, None, labels, weights).backward()
+        found.append(hidden.grad)
+        hidden.grad = None
+    exact, got = found
+    assert torch.isfinite(got).all()
+    for part in (slice(0, 1), slice(1, 40)):
+        assert (got[part] - exact[part]).norm() < 0.02 * exact[part].norm()
