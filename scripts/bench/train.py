@@ -38,11 +38,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-VARIANTS = ("ours", "plain", "mkl", "compiled", "trl", "liger")
-"""plain: ours with every row of its own. mkl: ours with the products that torch takes by itself on a CPU. compiled:
-ours with train.compile. liger: TRL with Liger's kernels."""
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "plain": {"layout": "rows"},
+    "mkl": {},
+    "checkpointed": {"gradient_checkpointing": True},
+    "compiled": {"compile": True},
+    "full": {"lora": None, "lr": 2e-5},
+    "full_8bit": {"lora": None, "lr": 2e-5, "optimizer": "adamw_8bit"},
+}
+"""Settings of `train`. mkl: with the products that torch takes by itself on a CPU."""
 
 PEERS = ("trl", "liger")
+"""TRL as it is, and with Liger's kernels."""
+
+VARIANTS = (*OURS, *PEERS)
 
 CHILDREN = (*VARIANTS, "model", "peak")
 """What has a process of its own, whose memory is free afterwards."""
@@ -269,18 +279,19 @@ def operations(args: argparse.Namespace) -> dict[str, float]:
 
     config = AutoConfig.from_pretrained(args.model)
     groups = read_groups(rows.read(args.folder / "train", TrainRow))
-    with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config)
-        adapt(base, Train(), 0)
-    cost = Cost.measure(base)
     # Two products of a query with each key, forward, and twice as much back; half of them are hidden.
     each = 6 * config.hidden_size * config.num_hidden_layers
     singles = [single for group in groups for single in group.singles()]
+    costs = []
+    for train in (Train(), Train(lora=None)):
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(config)
+            adapt(base, train, 0)
+        costs.append(Cost.measure(base))
     found = {}
-    for variant, some in {
-        **dict.fromkeys(VARIANTS, singles),
-        **dict.fromkeys(("ours", "mkl", "compiled"), groups),
-    }.items():
+    for variant in VARIANTS:
+        cost = costs[variant.startswith("full")]
+        some = singles if variant in ("plain", *PEERS) else groups
         attention = sum(each * group.tokens**2 for group in some)
         found[variant] = float(sum(map(cost.of, some)) + attention)
     return found
@@ -296,7 +307,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.child == "mkl":
         products.HAS_ONEDNN = attention.HAS_ONEDNN = False
-    train, folder = Train(lr=args.lr), args.folder / f"ours-{time.monotonic_ns()}"
+    folder = args.folder / f"ours-{time.monotonic_ns()}"
     tokens, steps = _tree_tokens(args)
     settings = {
         "lr": args.lr,
@@ -307,8 +318,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
             "compute": args.compute,
             "base": args.compute if args.compute in ("bf16", "fp16") else "fp32",
         },
-        "layout": "rows" if args.child == "plain" else train.layout,
-        "compile": args.child == "compiled",
+        **OURS[args.child],
     }
     folder.mkdir()
     job = {
@@ -487,7 +497,10 @@ def held_out(args: argparse.Namespace, adapter: Path) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stored = torch.float32 if device == "cpu" else torch.bfloat16
     base = AutoModelForCausalLM.from_pretrained(args.model, dtype=stored).to(device)
-    model = PeftModel.from_pretrained(base, adapter).eval()
+    if (adapter / "adapter_config.json").exists():
+        model = PeftModel.from_pretrained(base, adapter).eval()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(adapter, dtype=stored).to(device).eval()
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows.read(args.folder / "test", TrainRow):
