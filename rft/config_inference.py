@@ -1,4 +1,4 @@
-"""The settings of evaluating once more in other number formats (docs/precision.md)."""
+"""The settings of evaluating once more in other number formats (docs/inference.md)."""
 
 from typing import Literal
 
