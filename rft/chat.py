@@ -5,6 +5,7 @@ cannot differ between them. A completion is tokenised apart from its prompt: the
 the two is a boundary between tokens, as it is when the model generates.
 """
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -110,7 +111,9 @@ class Renderer:
     def prompt_ids(self, question: str, answer: str | None = None) -> tuple[int, ...]:
         """Ids of the prompt; a template writes its own special tokens, a raw prompt gets the
         tokenizer's."""
-        text = self.prompt_text(question, answer)
+        return self._prompt_ids(self.prompt_text(question, answer))
+
+    def _prompt_ids(self, text: str) -> tuple[int, ...]:
         got = self.tokenizer(text, add_special_tokens=not self.uses_template)["input_ids"]
         if not self.uses_template and got and got[-1] == self.eos_id:
             got = got[:-1]  # some tokenizers end every text
@@ -124,6 +127,23 @@ class Renderer:
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Text of a completion without special tokens."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def end(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The special token that ends a completion; empty where none does."""
+        last = token_ids[-1:]
+        return last if last and last[0] in (self.eos_id, *self.tokenizer.all_special_ids) else ()
+
+    def learnt(self, token_ids: tuple[int, ...]) -> str:
+        """Text of a completion as it is learnt: special tokens and all, but the one at its end."""
+        ids = token_ids[: len(token_ids) - len(self.end(token_ids))]
+        text: str = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return text
+
+    @functools.cached_property
+    def lead(self) -> str:
+        """What the tokenizer puts before a raw prompt, such as a beginning-of-sequence token."""
+        text: str = self.tokenizer.decode(list(self._prompt_ids("")))
         return text
 
     def train_ids(self, candidate: Candidate) -> tuple[int, ...]:

@@ -17,6 +17,17 @@ STAGES = {
     "eval": "evaluate the arms on the held-out problems",
 }
 
+EXPORTS = {
+    "model": "merged, checked",
+    "adapter": "PEFT",
+    "gguf": "by llama.cpp's converter",
+    "parquet": "the training rows",
+    "trl": "the rows for TRL",
+    "axolotl": "for axolotl",
+    "llama-factory": "for LLaMA-Factory",
+    "openai": "for OpenAI's fine-tuning",
+}
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
@@ -63,12 +74,22 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--update", action="store_true", help="as for `rft run`")
     experiment("report", "compare the arms again and write the report",
                "rft report configs/quickstart.yaml compare.level=0.9")  # fmt: skip
-    one = experiment("export", "write what an arm has learnt as a model of its own, with a model card",
-                     "rft export configs/quickstart.yaml --arm rft --to models/mine")  # fmt: skip
+    one = experiment("export", "write what an arm has learnt, or the rows that it learnt from, as a folder with "
+                     "a card",
+                     "rft export configs/quickstart.yaml --arm rft --as trl --to data/mine")  # fmt: skip
     one.add_argument("--arm", default="rft", help="arm to export (rft)")
-    one.add_argument("--to", required=True, help="folder to make")
+    one.add_argument("--to", required=True, metavar="FOLDER", help="folder to make")
     one.add_argument("--seed", type=int, help="its seed (the first)")
-    one.add_argument("--dtype", default="bf16", choices=("fp32", "bf16", "fp16"), help="(bf16)")
+    kinds = "; ".join(f"{name}: {about}" for name, about in EXPORTS.items())
+    one.add_argument("--as", dest="form", default="model", choices=EXPORTS, metavar="KIND",
+                     help=f"what to write (model). {kinds}")  # fmt: skip
+    one.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="number format of model and gguf (bf16)"
+    )
+    one.add_argument("--converter", metavar="FILE",
+                     help="llama.cpp's convert_hf_to_gguf.py (the one on the PATH)")  # fmt: skip
+    one.add_argument("--push", metavar="OWNER/NAME",
+                     help="put the folder on the Hugging Face hub, in a new repository a private one")  # fmt: skip
     one = verb("show", "show a run, one of its stages, or one row",
                "rft show runs/quickstart rft/seed0/4_select")  # fmt: skip
     one.add_argument("run", help="run folder, for instance runs/quickstart")
@@ -135,7 +156,16 @@ def _do(options: argparse.Namespace) -> int:
     if options.verb == "export":
         from rft.export import export
 
-        export(experiment, options.arm, Path(options.to), options.seed, options.dtype)
+        export(
+            experiment,
+            Path(options.to),
+            arm=options.arm,
+            seed=options.seed,
+            form=options.form,
+            dtype=options.dtype,
+            converter=options.converter,
+            repo=options.push,
+        )
         return 0
     if options.verb == "check":
         from rft import check

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rft.section import ArmName, Fraction, Positive, Section
+from rft.types import falls_in
 
 
 class Lora(Section):
@@ -80,6 +81,10 @@ class EarlyStop(Section):
     """Looks without a better figure before training ends."""
     by: Literal["loss", "accuracy"] = "loss"
     """Of a completion token, given what is before it: its cross-entropy, or whether it is the likeliest."""
+
+    def keeps(self, prompt_id: str) -> bool:
+        """Whether a prompt is kept from training."""
+        return falls_in(self.hold_out, "hold_out", prompt_id)
 
 
 class Spikes(Section):

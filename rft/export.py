@@ -1,78 +1,100 @@
-"""`rft export`: what an arm has learnt, as a model that anything can load, with a card that says how.
+"""`rft export`: what an arm has learnt, or learnt from, as a folder of its own with a card that says how.
 
-An adapter is merged in float32 and the merged model asked whether it still says what the adapter said,
-before a file is written: in 16 bits W + B A is rounded, and a scale that is applied twice, or not at
-all, looks like a model that has learnt little.
+A folder is written beside its place and renamed, so it is there whole or not at all. `export.json` in it
+names what it was made of and the SHA-256 of every file: the same command again finds it and writes
+nothing, and whatever else is there is never written over.
 """
 
-import json
+import contextlib
+import hashlib
 import os
+import shlex
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
-from rft import process, rows
-from rft.config import Experiment, Model
-from rft.config_train import Train
+import rft
+from rft import cards, dataset, hub, process, rows, rundir
+from rft.config import Experiment
 from rft.loader import dump
-from rft.nodes import Node
+from rft.nodes import ArmPlan, Node
 from rft.plan import Plan
-from rft.precision import DTYPES
-from rft.report import words
-from rft.training.data import Layout, collate, read_groups
-from rft.training.model import UNREADABLE, load_base, misfit, one_line, save_whole
-from rft.training.objective import logits
-from rft.types import RftError, TrainRow
+from rft.types import RftError, digest
 
-AGREE = 1e-3
-"""Most that a logit may change by merging in float32, as a share of the logits' spread; some 1e-6 are
-usual."""
-ROWS = 8
-"""Training rows that are asked about."""
+MODELS = ("model", "adapter", "gguf")
+"""What is made of a trained arm; everything else is made of its rows."""
+CONVERTER = "convert_hf_to_gguf.py"
+OUTTYPE = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+"""Number formats as llama.cpp's converter names them."""
 
 
-def export(experiment: Experiment, arm: str, to: Path, seed: int | None, dtype: str) -> None:
-    """Writes an arm's model, tokenizer and README.md to the folder `to`, which must not exist.
+def export(
+    experiment: Experiment,
+    to: Path,
+    arm: str = "rft",
+    seed: int | None = None,
+    form: str = "model",
+    dtype: str | None = None,
+    converter: str | None = None,
+    repo: str | None = None,
+) -> None:
+    """Writes an arm's weights or rows, and a card, to the folder `to`; then pushes it to `repo` on the hub.
 
-    Raises RftError for an arm that trains nothing or is not trained yet, for a folder that is there, and
-    where the merged model does not say what the adapter says.
+    form: of `MODELS`, `parquet`, or of `dataset.SHAPES`. dtype: of a model's weights, by default bf16.
+    converter: path of llama.cpp's, by default the one on the PATH.
+
+    Raises RftError for an arm that trains nothing or is not that far, for a folder that is there and holds
+    something else, and where a merged model does not say what its adapter says.
     """
     plan = Plan(experiment)
     seed = experiment.seeds[0] if seed is None else seed
-    node = _trained(plan, arm, seed)
+    row = _row(plan, arm, seed)
+    _ready(plan, row, form)
+    if dtype and form not in ("model", "gguf"):
+        raise RftError(f"--dtype: with --as {form} nothing is stored anew: leave it out")
+    dtype = (dtype or "bf16") if form in ("model", "gguf") else None
+    if converter and form != "gguf":
+        raise RftError("--converter is for --as gguf")
+    script = _converter(converter) if form == "gguf" else None
+    if repo:
+        hub.check(repo)
+    of = _subject(plan, row, form, dtype)
+    made_of = _made_of(of, form, dtype, script)
     if to.exists():
-        raise RftError(f"{to} exists already: name a folder that does not, or take that one away")
-    model, settings = Model(**node.job["model"]), Train(**node.job["train"])
-    agreed: float | None = None
-    if (node.dir.path / "config.json").is_file():
-        whole = load_base(model.model_copy(update={"base": str(node.dir.path)}), Train())
+        if fault := _differs(to, made_of):
+            raise RftError(
+                f"{to} exists already, and {fault}: name a folder that does not, or take that one away"
+            )
+        process.say(f"{to}: there already, and the same")
     else:
-        whole, agreed = _merged(node, model)
-    tmp = to.with_name(f".{to.name}.tmp")
-    with rows.disk_errors(to):
-        shutil.rmtree(tmp, ignore_errors=True)
-        tmp.parent.mkdir(parents=True, exist_ok=True)
-        save_whole(whole.to(DTYPES[dtype]), tmp, model)
-        card = _card(plan, node, arm, seed, settings, dtype, agreed)
-        (tmp / "README.md").write_text(card)
-        os.replace(tmp, to)
-    process.say(f"{to}: {arm}, seed {seed}, in {dtype}")
-
-
-def _trained(plan: Plan, arm: str, seed: int) -> Node:
-    for row in plan.rows:
-        if row.arm == arm and row.seed == seed:
-            node = row.links.get("5_train")
-            if node is None:
-                raise RftError(f"arms.{arm} trains nothing: it has no weights of its own to export")
-            if not node.done:
-                raise RftError(
-                    f"{node.label} is not done: run `rft train {plan.experiment.path}` first"
+        with _whole(to) as folder:
+            if form in MODELS:
+                card = _model(of, form, dtype, folder, script)
+            else:
+                early = of.own.train.early_stop if of.own.train else None
+                facts = dataset.write(
+                    row.links["4_select"], early, folder, form, cards.data_name(of)
                 )
-            return node
+                card = cards.data_card(of, form, facts, sorted(p.name for p in folder.iterdir()))
+            (folder / "README.md").write_text(card)
+            files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+            record = {"made_of": made_of, "files": files}
+            (folder / "export.json").write_bytes(rundir.to_json(record))
+        process.say(f"{to}: {arm}, seed {seed}, as {form}" + (f" in {dtype}" if dtype else ""))
+        for what, licence in (("base model", of.model_licence), ("problems", of.data_licence)):
+            if licence.license is None:
+                process.say(f"  licence of the {what}: {licence}")
+    if repo:
+        process.say(f"pushed: {hub.push(to, repo, 'model' if form in MODELS else 'dataset')}")
+
+
+def _row(plan: Plan, arm: str, seed: int) -> ArmPlan:
+    for row in plan.rows:
+        if (row.arm, row.seed) == (arm, seed):
+            return row
     known = ", ".join(dict.fromkeys(row.arm for row in plan.rows if "5_train" in row.links))
     raise RftError(
         f"{plan.experiment.path}: no arm {arm!r} with seed {seed} trains something; there are {known}, "
@@ -80,82 +102,170 @@ def _trained(plan: Plan, arm: str, seed: int) -> Node:
     )
 
 
-def _merged(node: Node, model: Model) -> tuple[Any, float]:
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    base = load_base(model, Train())
-    path = node.dir.path
-    try:
-        adapted = get_peft_model(base, PeftConfig.from_pretrained(path)).eval()
-        weights = load_file(path / "adapter_model.safetensors")
-        fault = misfit(adapted, weights)
-    except UNREADABLE as told:
-        fault = one_line(told)
-    if fault:
+def _ready(plan: Plan, row: ArmPlan, form: str) -> None:
+    """Raises RftError unless the arm has come far enough, and what it has made is whole."""
+    link, verb = ("5_train", "train") if form in MODELS else ("4_select", "select")
+    node = row.links.get(link)
+    if node is None:
         raise RftError(
-            f"{path}: this adapter does not fit {model.base}: {fault}. Restore the base that it was trained "
-            "on, or remove the folder and train again"
+            f"arms.{row.arm} trains nothing: it has neither weights nor rows of its own to export"
         )
-    set_peft_model_state_dict(adapted, weights)
-    groups = read_groups(rows.read(Path(node.job["rows"]), TrainRow))[:ROWS]
-    batch = collate([next(group.singles()) for group in groups], Layout.ROWS)
-    with torch.no_grad():
-        before = logits(adapted, batch)
-        merged = adapted.merge_and_unload()
-        after = logits(merged, batch)
-    off = float((after - before).abs().max() / before.std())
-    if not off < AGREE:
+    if not node.done:
+        raise RftError(f"{node.label} is not done: run `rft {verb} {plan.experiment.path}` first")
+    for one in [node, *node.needs] if verb == "select" else [node]:
+        if fault := one.dir.check():
+            raise RftError(
+                f"{one.dir.path}: {fault}: run `rft {verb} {plan.experiment.path}`, which makes it again"
+            )
+    if form == "adapter" and not (node.dir.path / "adapter_config.json").is_file():
         raise RftError(
-            f"{node.dir.path}: merged into {model.base}, the adapter's logits differ by {off:.2g} of their "
-            "spread from those before. Is this the base that it was trained on?"
+            f"arms.{row.arm} has no adapter: its training is saved as a whole model. Use --as model"
         )
-    return merged, off
 
 
-def _card(
-    plan: Plan, node: Node, arm: str, seed: int, train: Train, dtype: str, agreed: float | None
-) -> str:
-    """README.md with the front matter that model hubs read."""
-    experiment, told = plan.experiment, node.dir.manifest()
-    assert told is not None
-    own = plan.arms[arm]
-    base = node.job["model"]["base"]
-    front = {
-        "base_model": base,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["rejection-sampling-fine-tuning"],
-    }
-    formats = ", ".join(f"{k} {v}" for k, v in train.precision.model_dump().items())
-    merged = f" The adapter was merged in float32; logits changed by {agreed:.1g} of their spread."
-    parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {experiment.name}: {arm}, seed {seed}",
-        f"{base}, fine-tuned by rejection sampling (rft). Stored in {dtype}."
-        + (merged if agreed is not None else ""),
-        "## Data",
-        f"{told['rows']:,} answers to {told['prompts']:,} prompts of `{own.prompts.use}` "
-        f"(split `{own.prompts.train}`). Sampled by `{own.sample.use}`, {own.sample.n} a prompt at "
-        f"temperature {own.sample.temperature:g}; scored by "
-        f"{', '.join(f'`{one.use}`' for one in own.score)}; selected by "
-        f"{', '.join(f'`{one.use}`' for one in own.select)}.",
-        "## Training",
-        f"{told['steps']:,} steps ({told['epochs']:g} epochs), {told['tokens']:,} tokens, "
-        f"{told['flops']:.3g} operations; {_method(train)}; learning rate {train.lr:g}. "
-        f"Number formats: {formats}.",
-        "```json\n" + json.dumps(told.get("proofs", {}), indent=2) + "\n```",
+def _subject(plan: Plan, row: ArmPlan, form: str, dtype: str | None) -> cards.Subject:
+    own = plan.arms[row.arm.partition("@")[0]]
+    command = [
+        "rft",
+        "export",
+        "experiment.yaml",
+        "--arm",
+        row.arm,
+        "--seed",
+        str(row.seed),
+        "--as",
+        form,
     ]
-    comparison = experiment.folder / "report" / "comparison.json"
-    if comparison.is_file():
-        parts += ["## Results", words.markdown(json.loads(comparison.read_text())).strip()]
-    parts += ["## Configuration", f"```yaml\n{dump(experiment).strip()}\n```"]
-    return "\n\n".join(parts) + "\n"
+    command += ["--dtype", dtype] if dtype else []
+    return cards.Subject(
+        experiment=plan.experiment,
+        arm=row.arm,
+        own=own,
+        seed=row.seed,
+        links=row.links,
+        model_licence=hub.licence(own.model.base, own.model.revision),
+        data_licence=hub.licence(
+            cards.data_place(own), own.prompts.args.get("revision"), "dataset"
+        ),
+        command=f"{shlex.join(command)} --to FOLDER",
+    )
 
 
-def _method(train: Train) -> str:
-    if train.lora is None:
-        return "all weights trained"
-    kinds = [name for name in ("rslora", "dora") if getattr(train.lora, name)]
-    kinds += ["PiSSA"] if train.lora.init == "pissa" else []
-    return f"LoRA of rank {train.lora.rank}" + (f" ({', '.join(kinds)})" if kinds else "")
+def _made_of(
+    of: cards.Subject, form: str, dtype: str | None, script: Path | None
+) -> dict[str, Any]:
+    """What an export depends on, each under a name."""
+    last = "5" if form in MODELS else "4"
+    return {
+        "as": form,
+        "dtype": dtype,
+        "converter": rundir.file_digest(script) if script else None,
+        "arm": of.arm,
+        "seed": of.seed,
+        "stages": {link: node.key for link, node in of.links.items() if link[0] <= last},
+        "configuration": digest(dump(of.experiment)),
+        "results": digest(of.comparison()),
+        "licences": [str(of.model_licence), str(of.data_licence)],
+        "rft": rft.__version__,
+    }
+
+
+def _differs(to: Path, made_of: dict[str, Any]) -> str | None:
+    """Why a folder is not what an export would write; None if it is."""
+    told = rundir.read_json(to / "export.json")
+    if not isinstance(told, dict) or told.keys() != {"made_of", "files"}:
+        return "no export is in it"
+    if changed := rundir.changes(told["made_of"], made_of):
+        return f"holds another export ({changed[0]})"
+    here = {path.name for path in to.iterdir()} - {"export.json"}
+    for name in sorted(here ^ told["files"].keys()):
+        return f"{name} has {'come' if name in here else 'gone'} since it was written"
+    for name, known in told["files"].items():
+        if _sha256(to / name) != known:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    """As `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _whole(to: Path) -> Iterator[Path]:
+    """A folder to write in, which takes its place when all is on disk, and goes if anything fails."""
+    folder = to.with_name(f".{to.name}.tmp")
+    with rows.disk_errors(to):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+            yield folder
+            for path in folder.iterdir():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(folder, to)
+            rows.sync_folder(to.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _model(
+    of: cards.Subject, form: str, dtype: str | None, folder: Path, script: Path | None
+) -> str:
+    """Writes weights, and the licence files that came with the base; returns the card."""
+    node, agreed = of.links["5_train"], None
+    if form == "adapter":
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(node.dir.path / name, folder / name)
+    else:
+        assert dtype is not None
+        agreed = weights(node, dtype, folder, script, cards.data_name(of))
+    base = Path(of.base)
+    for path in sorted(base.iterdir()) if base.is_dir() else []:
+        if path.is_file() and path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):
+            shutil.copyfile(path, folder / path.name)
+    return cards.model_card(of, form, dtype, agreed)
+
+
+def weights(node: Node, dtype: str, folder: Path, script: Path | None, name: str) -> float | None:
+    """Writes a merged model; with a converter's `script` instead of it the GGUF `name`. Returns how far merging
+    has moved its logits."""
+    from rft import merge  # torch: seconds that data sets need not wait for
+
+    if script is None:
+        return merge.write(node, folder, dtype)
+    whole, gguf = folder / "whole", folder / f"{name}-{dtype}.gguf"
+    agreed = merge.write(node, whole, dtype)
+    # The Python that has torch and transformers, which the script wants too.
+    command: list[str | Path] = [
+        sys.executable,
+        script,
+        whole,
+        "--outfile",
+        gguf,
+        "--outtype",
+        OUTTYPE[dtype],
+    ]
+    done = subprocess.run(command, text=True, capture_output=True)
+    if done.returncode or not gguf.is_file():
+        last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+        raise RftError(f"{script}: exit code {done.returncode}, and no GGUF: {last}")
+    shutil.rmtree(whole)
+    return agreed
+
+
+def _converter(given: str | None) -> Path:
+    """llama.cpp's converter. Raises RftError with where to get it."""
+    found = given or shutil.which(CONVERTER)
+    if found is None or not Path(found).is_file():
+        what = (
+            f"--converter: {given}: no such file"
+            if given
+            else f"--as gguf: no {CONVERTER} on the PATH"
+        )
+        raise RftError(
+            f"{what}. It comes with llama.cpp: git clone https://github.com/ggml-org/llama.cpp, "
+            f"then --converter llama.cpp/{CONVERTER}"
+        )
+    return Path(found).resolve()

@@ -36,11 +36,11 @@ class StageDir:
 
     def inputs(self) -> dict[str, Any] | None:
         """What the key of this folder was made of; None if the stage was never begun."""
-        return _json(self.path / "stage.json")
+        return read_json(self.path / "stage.json")
 
     def manifest(self) -> dict[str, Any] | None:
         """The finished stage's record; None while it is not finished."""
-        return _json(self.path / "manifest.json")
+        return read_json(self.path / "manifest.json")
 
     def begin(self, kind: str, inputs: dict[str, Any]) -> None:
         """Writes what the key was made of. Idempotent, so a resumed stage calls it again."""
@@ -88,7 +88,8 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a file holds; None where it is not there or torn."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

@@ -46,6 +46,12 @@ SOON_S, LATE_S = 0.5, 60.0
 one percent of it, and long runs have few parts."""
 
 
+def seed_for(spec: dict[str, Any], prompt_id: str, index: int) -> int:
+    """Of a sample of the job `spec`. In another number format a sample has the seed that it has in the
+    main one."""
+    return seed_of(digest(spec.get("seeds", spec["pool"]), prompt_id, index), "seed")
+
+
 class Job:
     """One stage folder's share of the work."""
 
@@ -124,9 +130,7 @@ class Job:
 
     def request(self, prompt_id: str, index: int) -> Request:
         key = self.id(prompt_id, index)
-        # In another number format a sample has the seed that it has in the main one.
-        seeds = self.spec.get("seeds", self.spec["pool"])
-        seed = seed_of(digest(seeds, prompt_id, index), "seed")
+        seed = seed_for(self.spec, prompt_id, index)
         ids, adapter = self.prompt_ids(prompt_id), self.spec["adapter"]
         return Request(key, prompt_id, index, ids, self.decoding, seed, adapter)
 

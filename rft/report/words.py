@@ -231,7 +231,15 @@ def notes(comparison: dict[str, Any]) -> list[str]:
 def markdown(comparison: dict[str, Any]) -> str:
     """report.md."""
     name = " ".join(str(comparison["name"]).split()).replace("<", "&lt;")
-    lines = [f"# {name}", "", f"**{comparison['answer']}**", ""]
+    files = (
+        "report.html has the figures and examples, comparison.json every number with its method."
+    )
+    return f"# {name}\n\n{results(comparison)}\n\n{files}\n"
+
+
+def results(comparison: dict[str, Any]) -> str:
+    """What report.md and cards say."""
+    lines = [f"**{comparison['answer']}**", ""]
     lines += _markdown_table(*_cells(comparison))
     if seeds := by_seed(comparison):
         lines += ["", *[f"- {line}" for line in seeds]]
@@ -242,11 +250,7 @@ def markdown(comparison: dict[str, Any]) -> str:
     if arm and baseline and controls:
         lines += ["", f"{arm} against the other arms:", ""]
         lines += [f"- {sentence(comparison, arm, other)}" for other in controls]
-    lines += ["", "How to read this:", "", *[f"- {note}" for note in notes(comparison)], ""]
-    lines += [
-        "report.html has the figures and examples, comparison.json every number with its method.",
-        "",
-    ]
+    lines += ["", "How to read this:", "", *[f"- {note}" for note in notes(comparison)]]
     return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ from rft.training.lora import fuse
 from rft.training.model import Cost, Weights, adapt, check_rows, is_served_whole, load_base, save
 from rft.training.objective import Fit, Objective, check_layout
 from rft.training.stop import StopSignal
-from rft.types import RftError, TrainRow, falls_in
+from rft.types import RftError, TrainRow
 
 ROLLBACKS = 3
 """Most of them; a run that leaps again has another reason."""
@@ -355,16 +355,16 @@ def _layout_facts(fit: Fit, counted: dict[str, int], fused: int) -> dict[str, An
 
 def _divided(groups: list[Group], train: Train, label: str) -> tuple[list[Group], list[Group]]:
     """Groups to train on, and those that early stopping looks at."""
-    if train.early_stop is None:
+    early = train.early_stop
+    if early is None:
         return groups, []
-    share = train.early_stop.hold_out
-    out = [group for group in groups if falls_in(share, "hold_out", group.prompt_id)]
+    out = [group for group in groups if early.keeps(group.prompt_id)]
     # Wrong answers' cross-entropy is not to fall.
     out = [right for group in out if (right := group.rights())]
-    own = [group for group in groups if not falls_in(share, "hold_out", group.prompt_id)]
+    own = [group for group in groups if not early.keeps(group.prompt_id)]
     if not out or not own:
         raise RftError(
-            f"{label}: train.early_stop.hold_out: {share:g} of {len(groups)} prompts leaves "
+            f"{label}: train.early_stop.hold_out: {early.hold_out:g} of {len(groups)} prompts leaves "
             f"{len(own)} to train on and {len(out)} to look at. Raise it, or leave early_stop out"
         )
     return own, out

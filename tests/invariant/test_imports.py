@@ -11,7 +11,8 @@ PACKAGE = ROOT / "rft"
 LEVELS = [
     {"cli"},
     {"check", "export", "runner", "show", "doctor", "reference"},
-    {"forecast"},
+    {"cards", "forecast", "merge"},
+    {"dataset"},
     {"pilots"},
     {"plan"},
     {"identity", "nodes"},
@@ -38,6 +39,7 @@ LEVELS = [
         "tallies",
         "loops",
         "server",
+        "hub",
         "hosts",
         "cluster",
         "spread",
@@ -172,7 +174,7 @@ def test_torch_stays_with_what_computes() -> None:
         for name in importers(library) - {"doctor.py"}:
             places = (
                 "precision.py",
-                "export.py",
+                "merge.py",
                 "training/",
                 "samplers/",
                 "stages/train.py",
