@@ -45,7 +45,7 @@ def test_an_adapter_of_another_base_is_named(tmp_path: Path, changes, told):
         RftError, match=f"first: this adapter does not fit {base}: .*{told}"
     ) as fault:
         merged(node, Model(base=str(base)))
-    assert "Put the base back" in str(fault.value) and "\n" not in str(fault.value)
+    assert "Restore the base" in str(fault.value) and "\n" not in str(fault.value)
 
 
 @pytest.mark.slow
