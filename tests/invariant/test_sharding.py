@@ -178,6 +178,7 @@ def _one_disk_is_full(folder: Path) -> None:
         assert saved and saved["step"] == 1
         torch.distributed.barrier()
         assert not (folder / ".checkpoints" / ".tmp").exists()
+        torch.distributed.barrier()  # or the other has begun to write the next
     trained.save(folder)
     saved = checkpoint.load(folder)
     assert saved and saved["step"] == 2
