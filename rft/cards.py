@@ -243,7 +243,7 @@ def _shape(of: Subject, form: str, facts: Facts) -> list[str]:
         )
     if facts.left_out:
         lacks.append(
-            f"{facts.left_out:,} rows of weight 0 or less (answers to unlearn) are in the Parquet alone."
+            f"{facts.left_out:,} rows of weight 0 or less (answers to make less likely) are in the Parquet alone."
         )
     if facts.weighted:
         lacks.append(

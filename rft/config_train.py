@@ -197,8 +197,8 @@ class Train(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
-    """Have torch.compile make the decoder layers' kernels, on a GPU: it takes a minute or two once, so it is
-    for long runs."""
+    """Have torch.compile make the decoder layers' kernels, on a GPU: it takes its time once, so it is for long
+    runs. What it brings has not been measured."""
     early_stop: EarlyStop | None = None
     """`{}` takes the defaults; null trains to the end."""
     spikes: Spikes = Spikes()

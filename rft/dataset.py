@@ -46,7 +46,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "extracted": (TEXT, "the final answer as it was read"),
     "value": (pa.float64(), "a number that a scorer gave, for instance a reward"),
     "scores": (TEXT, "what every scorer said (JSON)"),
-    "weight": (pa.float64(), "of its loss; below 0 it was unlearnt"),
+    "weight": (pa.float64(), "of its loss; below 0 it was made less likely"),
     "is_reference": (pa.bool_(), "a worked solution of the data set, and no sample"),
     "pool": (TEXT, "name of its source, where there were several"),
     "sampler": (TEXT, "what drew it"),

@@ -56,7 +56,7 @@ class Group:
     prompt: Ids
     completions: tuple[Ids, ...]
     weights: tuple[float, ...]
-    """Of a token of each completion; below 0 in those to unlearn."""
+    """Of a token of each completion; below 0 in those to make less likely."""
     old: tuple[np.ndarray, ...] | None = None
     """Log-probabilities of their tokens as they were sampled, NaN where unknown; None where the loss is
     without them."""
@@ -96,7 +96,7 @@ class Group:
         return (self.of([number]) for number in range(len(self.completions)))
 
     def rights(self) -> "Group | None":
-        """The group without what is to be unlearnt; None where nothing is left."""
+        """The group without what is to be made less likely; None where nothing is left."""
         numbers = [number for number, weight in enumerate(self.weights) if weight > 0]
         return self.of(numbers) if numbers else None
 

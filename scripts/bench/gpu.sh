@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU is asked for: the tests that need one, then training at the shapes of 0.5B and 7B models, each
-# number format, against TRL. About twenty minutes on an H100.
+# number format, against TRL. A variant takes a minute or two, most of it start-up: name some, or take hours.
 #
 #     pip install trl liger-kernel && scripts/bench/gpu.sh
 #     ROUNDS=1 scripts/bench/gpu.sh "0.5B bf16 4" "7B bf16 1"    # some of it: shape, format, answers a prompt

@@ -94,7 +94,7 @@ def test_an_adapter_is_the_trained_one(finished: Path, tmp_path: Path) -> None:
     stage = finished / "rft" / "seed0" / "5_train"
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (to / name).read_bytes() == (stage / name).read_bytes()
-    assert ModelCard.load(to / "README.md").data.library_name == "peft"
+    assert ModelCard.load(to / "README.md").data.to_dict()["library_name"] == "peft"
     base = AutoModelForCausalLM.from_pretrained(ROOT / "rft" / "embedded" / "model")
     PeftModel.from_pretrained(base, to)
     done = exported(finished, tmp_path / "other", "--as", "adapter", "--dtype", "fp16")
