@@ -210,10 +210,10 @@ def _crossing(score: Callable[[float], float], wanted: float) -> float:
 def _score(values_P: Floats) -> tuple[Callable[[float], float], float, str]:
     """How far the mean lies above an assumed one, in units whose law is t's: (score, df, method).
 
-    -1, 0 and 1 alone: Tango's score (1998, Statistics in Medicine 17, 891, equations 5 to 7), whose
-    variance is that of the likeliest discordance under the assumed difference.
+    -1, 0 and 1 alone: Tango's score (1998, Statistics in Medicine 17, 891), whose variance is that of
+    the likeliest discordance under the assumed difference.
 
-    Others: Hall's transformed t (1992, J. Royal Statistical Society B 54, 221, section 2),
+    Others: Hall's transformed t (1992, J. Royal Statistical Society B 54, 221),
     g(T) = T + c T^2 / 3 + c^2 T^3 / 27 + c / 6 with c the skewness by the root of P. One win and one
     loss of the usual size (root mean square of those that are not 0) are added first, as Agresti and
     Min (2005, Statistics in Medicine 24, 729) do where differences are -1, 0 and 1: without them few
@@ -252,9 +252,8 @@ def equivalence(differences: Any, margin: float, level: float = 0.95) -> Equival
     """Two one-sided tests of a difference within `margin` either way (Schuirmann 1987), and the
     first of them alone: non-inferiority. differences: (P,); margin: a fraction above 0, to be chosen
     before the results are known. Each errs with probability 1 - level at most, as its test holds:
-    they rest on the statistic behind `difference_interval` (with one sample a problem Tango 1998,
-    equation 10). Raises ValueError for a
-    margin outside 0 to 1, or a level of 0.5 or less.
+    they rest on the statistic behind `difference_interval` (with one sample a problem Tango
+    1998). Raises ValueError for a margin outside 0 to 1, or a level of 0.5 or less.
     """
     if not 0 < margin < 1 or not 0.5 < level < 1:
         raise ValueError("a margin is a fraction above 0 and below 1, a level is above 0.5")
@@ -278,13 +277,13 @@ def over_seeds(
 
     Problems and seeds are crossed random effects. With the mean squares of problems, seeds and what
     is left, Var(mean) = (MS_P + MS_S - MS_E) / (P S) (Cornfield and Tukey 1956; Brennan 2001,
-    Generalizability Theory, section 6.1), no less than MS_P / (P S), and t's degrees of freedom are
+    Generalizability Theory), no less than MS_P / (P S), and t's degrees of freedom are
     Satterthwaite's (1946, Biometrics Bulletin 2, 110), V^2 / sum(MS^2 / df).
 
-    Few seeds say little of how seeds differ. In simulations with 3 of them a 95% interval covered
-    92% to 98% (98% where seeds differ by chance alone, 92% where they add about as much to the
-    variance as problems do); with 5, 93% to 98%. A bootstrap over problems and seeds (`bootstrap`)
-    covered down to 74% with 3. Flipping the signs of whole seeds would be exact, but cannot reach 5%
+    Few seeds say little of how seeds differ. In simulations (scripts/bench/coverage.py --only seeds)
+    a 95% interval covered 92% to 98% with 3 of them and 94% to 99% with 5: the most where seeds differ
+    by chance alone, the least where they add more than problems and samples do. A bootstrap over
+    problems and seeds (`bootstrap`) covered down to 81%. Flipping the signs of whole seeds would be exact, but cannot reach 5%
     with fewer than 6: its least p is 2^(1 - S).
     """
     seeds, problems = steps_SP.shape
@@ -379,7 +378,7 @@ def joint_level(
 ) -> float:
     """The level at which each of A intervals must be made so that all of them hold at once with
     probability `level`: single-step max-t (Dunnett 1955; Hothorn, Bretz and Westfall 2008,
-    Biometrical Journal 50, 346, section 3).
+    Biometrical Journal 50, 346).
 
     differences_AP: per-problem differences of every arm. Arms share a baseline, so their differences
     are correlated, and the level is lower than Bonferroni's. Normal draws with their correlations;

@@ -10,7 +10,7 @@ with variances of four components. Over seeds its mean has the variance
 
 so more problems help against all but `seed`, more samples against the last term alone. Given the
 models that were trained, `seed` is no noise and its term drops out (Bouthillier et al. 2021, arXiv
-2103.03098, names the same sources; Miller 2024, arXiv 2411.00640, sections 2 to 5, does so for the
+2103.03098, names the same sources; Miller 2024, arXiv 2411.00640, does so for the
 evaluation of language models).
 """
 
@@ -75,7 +75,7 @@ def components(arm: Runs, baseline: Runs) -> Components | None:
     """Estimates by the method of moments; None for a single problem, which shows no variance.
 
     arm, baseline: as for `rft.paired.compare`. From the mean squares of problems, seeds and the rest
-    (Searle, Casella and McCulloch 1992, Variance Components, section 4.4): (MS_P - MS_E) / S,
+    (Searle, Casella and McCulloch 1992, Variance Components): (MS_P - MS_E) / S,
     (MS_S - MS_E) / P and MS_E. Of the last, the part that is the samples' comes from within problems:
     c (n - c) / (n^2 (n - 1)) estimates the variance of a mean of n without bias. What comes out below
     0 is 0: with few seeds `seed` often does, and says little (with 3 it is off by a factor of 2 or

@@ -91,12 +91,20 @@ def maj_at_k(
     n = len(answers)
     if not 1 <= k <= n:
         raise ValueError(f"maj@{k} needs 1 <= k <= n, and n is {n}")
-    if k == 1:
-        return sum(bool(a and hit) for a, hit in zip(answers, hits)) / n
-    kinds = sorted({a for a in answers if a})
+    number: dict[str, int] = {}
+    votes = tuple(number.setdefault(a, len(number)) if a else -1 for a in answers)
+    return _majority(votes, tuple(map(bool, hits)), k, subsets, seed)
+
+
+@lru_cache(1 << 16)
+def _majority(
+    votes: tuple[int, ...], hits: tuple[bool, ...], k: int, subsets: int, seed: int
+) -> float:
+    """maj@k of answers numbered by first appearance, -1 for none. Many problems look alike so."""
+    kinds, n = sorted(set(votes) - {-1}), len(votes)
     if not any(hits) or not kinds:
         return 0.0
-    votes_nA = np.array([[a == kind for kind in kinds] for a in answers], dtype=np.float64)
+    votes_nA = np.array([[vote == kind for kind in kinds] for vote in votes], dtype=np.float64)
     right_nA = votes_nA * np.asarray(hits, dtype=np.float64)[:, None]
     chosen_Sn = _subsets(n, k, subsets, seed)
     votes_SA, right_SA = chosen_Sn @ votes_nA, chosen_Sn @ right_nA
@@ -174,6 +182,10 @@ def mean_interval(values: Any, level: float = 0.95) -> Interval:
     1: the variance tells nothing then, so the interval is what a share of at most
     1 - (1 - level)^(1/P) problems of any other kind could do to the mean (that share would show
     itself with probability `level`). Raises ValueError if there is no value.
+
+    In simulations (scripts/bench/coverage.py --only single) a 95% interval covered 93% to 97%, save
+    where almost all problems have one and the same value, which makes the variance too small: 88% for
+    pass@2 of some 97% on 50 problems.
     """
     values_P = np.asarray(values, dtype=np.float64)
     count = len(values_P)
