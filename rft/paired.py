@@ -138,6 +138,9 @@ def sign_flip_p(
     many problems where only their mean is 0. Being exact, it rejects too seldom where sums are
     coarse; mid-p counts half of the arrangements that are just as far, and rejects about as often as
     it says (McNemar's mid-p: Fagerland, Lydersen and Laake 2013, BMC Med. Res. Methodology 13, 91).
+    Equal arms were told apart at 5% in 3.8% to 5.8% of simulated trials by mid-p, in 1.5% to 5.4% by
+    the exact p; with fewer than 10 discordant problems in 0.5% to 4.7% and 0.1% to 2.5%
+    (scripts/bench/coverage.py --only paired).
 
     The sum's distribution has the characteristic function prod cos(d t), so one Fourier transform
     gives it, with an error of about 1e-14: a p below 1e-12 is given as 1e-12. If it is too long for
@@ -183,6 +186,10 @@ def difference_interval(differences: Any, level: float = 0.95) -> Interval:
     alike, yet none of these: `no variation`, what a share of at most 1 - (1 - level)^(1/P) problems
     of any other kind could do to the mean (that share would show itself with probability `level`).
     Raises ValueError if there is none.
+
+    In simulations (scripts/bench/coverage.py --only paired) a 95% interval covered 94% to 96% on 300
+    and 1,319 problems, the percentile bootstrap 93% to 97%; on 50 problems 93% to 96%, and 95% to 98%
+    with fewer than 10 discordant ones, where the bootstrap covered down to 91%.
     """
     values_P = np.asarray(differences, dtype=np.float64)
     if not len(values_P):

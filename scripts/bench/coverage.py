@@ -1,6 +1,6 @@
 """Do the report's intervals cover and its tests err as often as they say? Simulations, truth known.
 
-    python scripts/bench/coverage.py                    # all tables, 2 processes, some 15 minutes
+    python scripts/bench/coverage.py                    # all tables, 2 processes, some 25 minutes
     python scripts/bench/coverage.py --only seeds --trials 1000
     python scripts/bench/coverage.py --only paired --each     # a line for every setting
     python scripts/bench/coverage.py --only cost        # a million verdicts: time and memory
