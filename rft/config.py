@@ -369,10 +369,14 @@ class Compare(Section):
 
     baseline: str = "sft"
     """Arm that the others are compared with."""
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence level of the intervals."""
     resamples: Positive = 10_000
     """Bootstrap resamples and random sign flips."""
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Largest loss of accuracy that would not matter, a fraction (0.01 is one point): the report then
+    says whether an arm is shown to be no worse than the baseline by more, and whether they are
+    equivalent. To be chosen before the results are known; null asks neither."""
 
 
 class Ray(Section):

@@ -393,7 +393,8 @@ def _report(plan: Plan, lock: int) -> None:
     entries = []
     for row in plan.rows:
         link = {name: str(node.dir.path) for name, node in row.links.items()}
-        formats = plan.arms[row.arm.partition("@")[0]].eval.in_formats()
+        arm = plan.arms[row.arm.partition("@")[0]]
+        formats = arm.eval.in_formats()
         entries.append(
             {
                 "arm": row.arm,
@@ -413,6 +414,7 @@ def _report(plan: Plan, lock: int) -> None:
                 "eval_sample": link["6_eval_sample"],
                 "eval_score": link["6_eval_score"],
                 "eval": link["6_eval"],
+                "scorers": [scorer.use for scorer in arm.scorers("eval")[1]],
                 "formats": [
                     {
                         "dtype": asked.engine.dtype,
@@ -431,6 +433,7 @@ def _report(plan: Plan, lock: int) -> None:
         "config": experiment.model_dump(mode="json"),
         "level": experiment.compare.level,
         "resamples": experiment.compare.resamples,
+        "margin": experiment.compare.margin,
         "baseline": experiment.compare.baseline,
         "k": experiment.eval.k,
         "arms": entries,

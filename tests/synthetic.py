@@ -43,9 +43,12 @@ def build(
     sample_n: int = 8,
     resamples: int = 2000,
     dtypes: tuple[str, ...] = (),
+    scorers: tuple[str, ...] = ("answer",),
+    margin: float | None = None,
 ) -> dict[str, Any]:
     """Writes the run under `root` and returns the report stage's job. dtypes: number formats in which each
-    arm is evaluated beside the main one, each a little worse."""
+    arm is evaluated beside the main one, each a little worse. scorers: of the evaluation; a second one
+    gives each sample it can judge a number, the higher the surer it is right."""
     rng = random.Random(7)
     prompts = root / "stages" / "prompts"
     train, held = _problems(rng, problems, "train"), _problems(rng, problems, "held-out")
@@ -59,6 +62,7 @@ def build(
         for arm in arms:
             entry: dict[str, Any] = dict.fromkeys(("select", "train"))
             entry |= {"arm": arm, "seed": seed, "prompts": str(prompts), "pools": []}
+            entry["scorers"] = list(scorers)
             if arm in ("rft", "random"):
                 entry["pools"] = [{"name": "", "sample": str(pool[0]), "score": str(pool[1])}]
             if arm != "base":
@@ -67,7 +71,8 @@ def build(
                 entry["train"] = str(_train(root, f"{arm}-{seed}", rng))
             level = ACCURACY[arm]
             odds = {i: min(1.0, level * 2 * h) for i, h in hardness.items()}
-            drawn = _pool(root, f"eval-{arm}-{seed}", rng, held, eval_n, odds)
+            valued = len(scorers) > 1
+            drawn = _pool(root, f"eval-{arm}-{seed}", rng, held, eval_n, odds, valued)
             entry |= {"eval_sample": str(drawn[0]), "eval_score": str(drawn[1])}
             entry["eval"] = str(_eval(root, f"{arm}-{seed}", drawn))
             evaluations = ("eval_sample", "eval_score", "eval")
@@ -90,6 +95,7 @@ def build(
         "config": {"name": "synthetic", "model": {"base": "tiny"}, "note": HOSTILE[0]},
         "level": 0.95,
         "resamples": resamples,
+        "margin": margin,
         "baseline": "sft",
         "k": list(k),
         "arms": entries,
@@ -109,9 +115,16 @@ def _problems(rng: random.Random, count: int, split: str) -> list[Prompt]:
 
 
 def _pool(
-    root: Path, name: str, rng: random.Random, prompts: list[Prompt], n: int, odds: dict[str, float]
+    root: Path,
+    name: str,
+    rng: random.Random,
+    prompts: list[Prompt],
+    n: int,
+    odds: dict[str, float],
+    valued: bool = False,
 ) -> tuple[Path, Path]:
-    """Candidates and their scores. odds: how likely a sample is correct, by prompt id."""
+    """Candidates and their scores. odds: how likely a sample is correct, by prompt id. valued: a second
+    scorer has given each that is not cut off a number."""
     sample, score = root / "stages" / f"sample-{name}", root / "stages" / f"score-{name}"
     drawn, told = [], []
     for prompt in prompts:
@@ -131,7 +144,13 @@ def _pool(
                 row = ScoreRow(key, prompt.id, Verdict.UNKNOWN, "truncated", None, None, "[]")
             else:
                 verdict = Verdict.CORRECT if right else Verdict.WRONG
-                row = ScoreRow(key, prompt.id, verdict, None, answer, None, "[]")
+                value = 1 - roll if valued else None
+                each = json.dumps(
+                    [[str(verdict), None, answer, None], [str(verdict), None, None, value]]
+                )
+                row = ScoreRow(
+                    key, prompt.id, verdict, None, answer, value, each if valued else "[]"
+                )
             told.append(row)
     rows.write_part(sample, drawn, Candidate)
     rows.write_part(score, told, ScoreRow)

@@ -5,29 +5,44 @@ file, never by its result: the arm called `rft`, else the last arm that trains o
 last one. Choosing the arm that came out best would make its p-value untrue.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rft import stats
+from rft import paired, power, stats
 from rft.config_inference import NAMES
 from rft.report.load import STAGES, ArmRun
-from rft.stats import Interval, Paired
+from rft.stats import Interval
+
+POWER = 0.8
+"""How often an effect of the least detectable size would be shown."""
 
 METHODS = {
     "accuracy": "mean over problems of the share of samples that are correct; unknown and "
     "cut-off answers count as not correct",
-    "interval": "percentile bootstrap over problems; Wilson's interval where each problem counts "
-    "as 0 or 1; `no variation` where every problem has the same value, other than 0 or 1: the mean may "
-    "be off by as much as a group of different problems could move it, if that group is too small to "
-    "have appeared in this sample",
-    "difference": "arm minus baseline, paired by problem, with a percentile bootstrap over problems",
-    "p": "two-sided sign-flip permutation test on per-problem differences; with one sample a "
-    "problem it equals the exact McNemar test; not adjusted for the number of comparisons",
+    "interval": "Wilson's score interval, with the effective number of problems (Korn and Graubard "
+    "1998) where a problem's value is not just 0 or 1; `no variation` where every problem has the same "
+    "value, other than 0 or 1: the mean may be off by as much as a group of different problems could "
+    "move it, if that group is too small to have appeared in this sample",
+    "difference": "arm minus baseline, paired by problem; Tango's score interval (1998) with one sample "
+    "a problem, else a t-interval corrected for skewness (Hall 1992); bootstrap, over problems and seeds, "
+    "is a check",
+    "p": "two-sided sign-flip permutation test on per-problem differences, as mid-p (with one sample "
+    "a problem McNemar's); p_exact is the exact test, which errs less often than it says",
+    "p_holm": "Holm's adjustment (1979) among all arms against the baseline, and among the headline "
+    "arm's controls; joint_low and joint_high hold for all of these at once (single-step max-t)",
     "pooled": "each problem's value is averaged over seeds first: interval and p treat the "
     "trained models as given, and the spread over seeds is the standard deviation beside them",
+    "over_seeds": "for other training seeds as well: problems and seeds as crossed random effects, t "
+    "with Satterthwaite's degrees of freedom (1946); with 3 seeds rough",
+    "power": f"least true difference shown in {POWER:.0%} of such experiments (Bloom 1995), and what it "
+    "would take for one point; variance: components by the method of moments",
+    "equivalence": "two one-sided tests (Schuirmann 1987) of compare.margin, at the same level",
     "formats": "each number format minus the arm's first, paired by problem as arms are. weights_gb: what "
     "the sampler says its weights take, GiB; peak_gb: GiB of a GPU's memory where there is one, else of the "
     "sampling process since it began: libraries, loading and vLLM's key-value cache included; "
@@ -35,12 +50,14 @@ METHODS = {
     "pass_at_k": "unbiased (Chen et al. 2021, equation 1), mean over problems",
     "maj_at_k": "the most frequent answer of k drawn without replacement; ties split evenly, "
     "empty answers do not vote; exact where at most 1,000 choices of k exist, else 1,000 random ones",
+    "best_of_k": "the sample with a scorer's highest value of k drawn without replacement; exact, ties "
+    "split evenly",
 }
 
 
 def compare(job: dict[str, Any], runs: list[ArmRun]) -> dict[str, Any]:
     """comparison.json. Accuracies and differences are fractions, not percent."""
-    level, resamples = job["level"], job["resamples"]
+    level = job["level"]
     arms = list(dict.fromkeys(run.arm for run in runs))
     baseline = job["baseline"] if job["baseline"] in arms else None
     headline = headline_arm(runs, baseline)
@@ -52,26 +69,31 @@ def compare(job: dict[str, Any], runs: list[ArmRun]) -> dict[str, Any]:
     for arm, other in pairs:
         both = _by_seed(runs, arm, other)
         if len(both) > 1:
-            comparisons += [_pair(arm, other, [one], level, resamples, seed) for seed, one in both]
-        comparisons.append(_pair(arm, other, [one for _, one in both], level, resamples, None))
+            comparisons += [_pair(arm, other, [one], job, seed) for seed, one in both]
+        comparisons.append(_pair(arm, other, [one for _, one in both], job, None))
+    for family in (
+        [c for c in comparisons if c["seed"] is None and c["baseline"] == baseline],
+        [c for c in comparisons if c["seed"] is None and c["baseline"] != baseline],
+    ):
+        _adjust(family, runs, level)
     every_n = np.concatenate([run.n_P for run in runs])
     return {
         "name": job["name"],
         "answer": "",
         "headline": {"arm": headline, "baseline": baseline},
         "level": level,
-        "resamples": resamples,
+        "resamples": job["resamples"],
         "problems": len(runs[0].problems),
         "samples_per_problem": {"smallest": int(every_n.min()), "largest": int(every_n.max())},
-        "arms": [_one(run, job["k"], level, resamples) for run in runs],
+        "arms": [_one(run, job["k"], level) for run in runs],
         "pooled": {arm: _pooled([r for r in runs if r.arm == arm], job) for arm in arms},
         "comparisons": comparisons,
-        "formats": _formats(runs, level, resamples),
+        "formats": _formats(runs, job),
         "methods": METHODS,
     }
 
 
-def _formats(runs: list[ArmRun], level: float, resamples: int) -> list[dict[str, Any]]:
+def _formats(runs: list[ArmRun], job: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each arm and number format, over its seeds; of an arm the first is the one that the
     others are compared with."""
     out = []
@@ -83,7 +105,7 @@ def _formats(runs: list[ArmRun], level: float, resamples: int) -> list[dict[str,
             if name == names[0] and mine is not each[0]:
                 continue  # what `auto` is here was asked for by name as well
             both = list(zip(mine, each[0]))
-            pair = _pair(name, names[0], both, level, resamples, None)
+            pair = _pair(name, names[0], both, job, None)
             mean_P = np.mean([run.accuracy_P for run in mine], axis=0)
             engines = [run.manifests["eval_sample"].get("engine", {}) for run in mine]
             peaks = [one.get("peak_gpu_gb", one.get("peak_rss_gb")) for one in engines]
@@ -92,7 +114,7 @@ def _formats(runs: list[ArmRun], level: float, resamples: int) -> list[dict[str,
                     "arm": arm,
                     "format": name,
                     "use": mine[0].use,
-                    "accuracy": _interval(stats.mean_interval(mean_P, level, resamples)),
+                    "accuracy": _interval(stats.mean_interval(mean_P, job["level"])),
                     "pair": pair if mine is not each[0] else None,
                     "weights_gb": _known(max, [e.get("weights_gb") for e in engines]),
                     "peak_gb": _known(max, peaks),
@@ -138,16 +160,17 @@ def _pair(
     arm: str,
     other: str,
     both: list[tuple[ArmRun, ArmRun]],
-    level: float,
-    resamples: int,
+    job: dict[str, Any],
     seed: int | None,
 ) -> dict[str, Any]:
-    got: Paired = stats.compare(
-        [(a.correct_P, a.n_P) for a, _ in both],
-        [(b.correct_P, b.n_P) for _, b in both],
-        level,
-        resamples,
-    )
+    level, resamples = job["level"], job["resamples"]
+    mine, theirs = _runs([a for a, _ in both]), _runs([b for _, b in both])
+    got = paired.compare(mine, theirs, level, resamples)
+    steps_SP, denominator = paired.steps(mine, theirs)
+    values_SP = steps_SP / denominator
+    over = paired.over_seeds(steps_SP, denominator, level)
+    within = job["margin"] and paired.equivalence(values_SP.mean(axis=0), job["margin"], level)
+    check = paired.bootstrap(values_SP, level, resamples)
     by_seed = [float(a.accuracy_P.mean() - b.accuracy_P.mean()) for a, b in both]
     return {
         "arm": arm,
@@ -159,7 +182,9 @@ def _pair(
         "high": got.difference.high,
         "method": got.difference.method,
         "p": got.p,
+        "p_exact": got.p_exact,
         "p_method": got.p_method,
+        "bootstrap": {"low": check.low, "high": check.high},
         "wins": got.wins,
         "losses": got.losses,
         "ties": got.ties,
@@ -167,10 +192,49 @@ def _pair(
         "smallest_n": int(min(r.n_P.min() for pair in both for r in pair)),
         "seed_differences": by_seed,
         "seed_spread": stats.spread(by_seed),
+        "over_seeds": over and {**_interval(over.difference), "p": over.p, "df": over.df},
+        "equivalence": asdict(within) if within else None,
+        "power": _power(mine, theirs, level),
     }
 
 
-def _one(run: ArmRun, ks: list[int], level: float, resamples: int) -> dict[str, Any]:
+def _runs(runs: list[ArmRun]) -> paired.Runs:
+    return [(run.correct_P, run.n_P) for run in runs]
+
+
+def _power(arm: paired.Runs, baseline: paired.Runs, level: float) -> dict[str, Any] | None:
+    """What this pair could have shown; None where the arms differ on no problem, or there is one."""
+    found = power.components(arm, baseline)
+    if found is None or found.variance() <= 0:
+        return None
+    return {
+        "power": POWER,
+        "detectable": power.detectable(math.sqrt(found.variance()), level, POWER),
+        "problems_for_one_point": power.problems_needed(found, 0.01, level, POWER),
+        "samples_for_one_point": power.samples_needed(found, 0.01, level, POWER),
+        "variance": {k: getattr(found, k) for k in ("problem", "seed", "interaction", "sample")},
+        "shares": found.shares(),
+    }
+
+
+def _adjust(family: list[dict[str, Any]], runs: list[ArmRun], level: float) -> None:
+    """Adds what holds for all comparisons of a family at once."""
+    if not family:
+        return
+    differences_AP = np.array(
+        [
+            np.mean([a.accuracy_P - b.accuracy_P for _, (a, b) in _by_seed(runs, *key)], axis=0)
+            for key in ((c["arm"], c["baseline"]) for c in family)
+        ]
+    )
+    joint = paired.joint_level(differences_AP, level)
+    adjusted = paired.holm([c["p"] for c in family])
+    for pair, values_P, p in zip(family, differences_AP, adjusted):
+        ends = paired.difference_interval(values_P, joint)
+        pair |= {"family": len(family), "p_holm": p, "joint_low": ends.low, "joint_high": ends.high}
+
+
+def _one(run: ArmRun, ks: list[int], level: float) -> dict[str, Any]:
     samples = int(run.n_P.sum())
     tokens = sum(p.tokens for p in run.problems)
     # A scorer that reads no answer gives majority voting nothing to count.
@@ -185,12 +249,12 @@ def _one(run: ArmRun, ks: list[int], level: float, resamples: int) -> dict[str, 
     return {
         "arm": run.arm,
         "seed": run.seed,
-        "accuracy": _interval(stats.mean_interval(run.accuracy_P, level, resamples)),
-        "pass_at_k": {
-            str(k): _interval(stats.mean_interval(v, level, resamples)) for k, v in passed.items()
-        },
-        "maj_at_k": {
-            str(k): _interval(stats.mean_interval(v, level, resamples)) for k, v in voted.items()
+        "accuracy": _interval(stats.mean_interval(run.accuracy_P, level)),
+        "pass_at_k": _by_k(passed, level),
+        "maj_at_k": _by_k(voted, level),
+        "best_of_k": {
+            scorer: _by_k({k: _best(run, values, k) for k in usable}, level)
+            for scorer, values in run.values.items()
         },
         "samples": samples,
         "unknown": sum(p.unknown for p in run.problems),
@@ -204,12 +268,26 @@ def _one(run: ArmRun, ks: list[int], level: float, resamples: int) -> dict[str, 
     }
 
 
+def _by_k(values: dict[int, NDArray[np.float64]], level: float) -> dict[str, Any]:
+    return {str(k): _interval(stats.mean_interval(v, level)) for k, v in values.items()}
+
+
+def _best(run: ArmRun, values: tuple[tuple[float, ...], ...], k: int) -> NDArray[np.float64]:
+    """Best of k by problem, in groups of problems that have as many samples."""
+    found_P = np.empty(len(run.problems))
+    for n in np.unique(run.n_P):
+        where = np.flatnonzero(run.n_P == n)
+        hits_PN = [run.problems[i].hits for i in where]
+        found_P[where] = stats.best_of_k([values[i] for i in where], hits_PN, k)
+    return found_P
+
+
 def _pooled(runs: list[ArmRun], job: dict[str, Any]) -> dict[str, Any]:
     """One arm over its seeds."""
     mean_P = np.mean([run.accuracy_P for run in runs], axis=0)
     by_seed = [float(run.accuracy_P.mean()) for run in runs]
     return {
-        "accuracy": _interval(stats.mean_interval(mean_P, job["level"], job["resamples"])),
+        "accuracy": _interval(stats.mean_interval(mean_P, job["level"])),
         "seed_accuracies": by_seed,
         "seed_spread": stats.spread(by_seed),
     }

@@ -1,7 +1,9 @@
 """What the report reads of a run, joined by id and checked before anything is computed."""
 
 import json
-from dataclasses import dataclass
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from rft import rows
 from rft.rundir import StageDir
-from rft.types import ProblemRow, RftError
+from rft.types import Candidate, ProblemRow, RftError, ScoreRow, Verdict
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class ArmRun:
     """Number format of the evaluation, as `engine.dtype` has it; `auto` where the sampler told none."""
     use: str = ""
     """Of a format, its sampler."""
+    values: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    """Of each scorer that gives a number to all samples it could judge: by problem, in index order; NaN
+    for a sample that is unknown."""
 
     @property
     def correct_P(self) -> NDArray[np.int64]:
@@ -121,6 +126,7 @@ def _arm(entry: dict[str, Any]) -> ArmRun:
         raise RftError(
             f"{folders['eval']}: no evaluated problem of arm {entry['arm']}: `rft run` evaluates it"
         )
+    values = _values(folders, problems, entry.get("scorers", []))
     losses = _losses(folders["train"] / "metrics.jsonl") if "train" in folders else ()
     return ArmRun(
         entry["arm"],
@@ -133,7 +139,45 @@ def _arm(entry: dict[str, Any]) -> ArmRun:
         formats,
         told or entry.get("dtype", "auto"),
         entry.get("use", ""),
+        values,
     )
+
+
+def _values(
+    folders: dict[str, Path], problems: list[ProblemRow], names: list[str]
+) -> dict[str, tuple[tuple[float, ...], ...]]:
+    """See `ArmRun.values`. A scorer that was asked about some of the samples alone is left out: which
+    ones would depend on their verdicts, and so would the best of them."""
+    folder = folders["eval_score"]
+    columns = ["id", "prompt_id", "verdict", "value", "each"]
+    if all(
+        batch.column("value").null_count == len(batch)
+        for batch in rows.batches(folder, ["id", "value"])
+    ):
+        return {}
+    index = {
+        row.id: row.index for row in rows.read(folders["eval_sample"], Candidate, ["id", "index"])
+    }
+    found: dict[int, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    judged = 0
+    for row in rows.read(folder, ScoreRow, columns):
+        judged += row.verdict is not Verdict.UNKNOWN
+        told = json.loads(row.each) if row.each else [(row.verdict, None, None, row.value)]
+        for place, one in enumerate(told):
+            value = one[3] if one else None
+            if value is not None and row.verdict is not Verdict.UNKNOWN:
+                found[place][row.prompt_id][index[row.id]] = value
+    uses = dict(enumerate(names))
+    out = {}
+    for place, by_problem in sorted(found.items()):
+        if sum(map(len, by_problem.values())) == judged:
+            name = uses.get(place, str(place))
+            name = name if name not in out else f"{place}_{name}"
+            out[name] = tuple(
+                tuple(by_problem[p.prompt_id].get(i, math.nan) for i in range(p.n))
+                for p in problems
+            )
+    return out
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -34,21 +34,25 @@ def between(low: float, high: float, write: Any = points) -> str:
 def sentence(comparison: dict[str, Any], arm: str, other: str) -> str:
     """What can be said of two arms, exactly: `better`, `worse`, or that nothing can be shown."""
     pair = find(comparison, arm, other)
-    level = level_name(comparison["level"])
+    level, p = level_name(comparison["level"]), p_value(pair["p"])
+    # The headline pair was named before the results were known; any other is one of several.
+    if (arm, other) != tuple(comparison["headline"].values()) and pair["family"] > 1:
+        p += f", adjusted for {pair['family']} comparisons {p_value(pair['p_holm'])}"
+        pair = {**pair, "p": pair["p_holm"]}
     seeds = f", averaged over {len(pair['seeds'])} seeds" if len(pair["seeds"]) > 1 else ""
     where = f"on the same {pair['problems']:,} problems{seeds}"
     if not is_shown(pair, comparison["level"]):
         return (
             f"No difference between {arm} and {other} can be shown {where}: the difference is "
             f"{points(pair['difference'])} points ({level} interval "
-            f"{between(pair['low'], pair['high'])}, {p_value(pair['p'])})."
+            f"{between(pair['low'], pair['high'])}, {p})."
         )
     better = pair["difference"] > 0
     ends = (pair["low"], pair["high"]) if better else (-pair["high"], -pair["low"])
     return (
         f"{arm} is {'better' if better else 'worse'} than {other} by "
         f"{percent(abs(pair['difference']))} points ({level} interval "
-        f"{between(*ends, percent)}, {p_value(pair['p'])}) {where}."
+        f"{between(*ends, percent)}, {p}) {where}."
     )
 
 
@@ -223,8 +227,66 @@ def notes(comparison: dict[str, Any]) -> list[str]:
             else "with one seed, this report cannot say how much another training run would differ."
         ),
     ]
-    if len(comparison["pooled"]) > 2:
-        out.append("p-values are not adjusted for the number of comparisons.")
+    arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
+    if arm and baseline:
+        out += evidence(comparison, find(comparison, arm, baseline))
+    family = [
+        c for c in comparison["comparisons"] if c["seed"] is None and c["baseline"] == baseline
+    ]
+    if len(family) > 1:
+        told = ", ".join(f"{c['arm']} {p_value(c['p_holm'])[2:].lstrip('= ')}" for c in family)
+        out.append(
+            "Each p-value in the table is for its own comparison. Adjusted for all "
+            f"{len(family)} (Holm): {told}."
+        )
+    return out
+
+
+def evidence(comparison: dict[str, Any], pair: dict[str, Any]) -> list[str]:
+    """What a pair's difference rests on, a sentence each: other seeds, the least difference that could
+    have been shown, where the noise comes from, and the margin if there is one."""
+    names, over, able = f"{pair['arm']} minus {pair['baseline']}", pair["over_seeds"], pair["power"]
+    out = []
+    if over:
+        ends = between(over["low"], over["high"])
+        few = "; so few seeds make it rough" if len(pair["seeds"]) < 6 else ""
+        out.append(
+            f"Counting what other training seeds would give as well: {names} is "
+            f"{points(over['value'])} points ({ends}, {p_value(over['p'])}{few})."
+        )
+    if able:
+        needed = f"{able['problems_for_one_point']:,} problems"
+        if able["samples_for_one_point"]:
+            needed += f", or {able['samples_for_one_point']:,} samples for each of these,"
+        out.append(
+            f"In {100 * able['power']:.0f} of 100 such experiments a true difference of "
+            f"{percent(able['detectable'])} points between {pair['arm']} and {pair['baseline']} is "
+            f"shown; one of 1 point takes about {needed} with these trained models."
+        )
+        kinds = {
+            "problem": "problems",
+            "seed": "training seeds",
+            "interaction": "seeds on single problems",
+            "sample": "samples",
+        }
+        shares = [f"{kinds[k]} {percent(v, 0)}%" for k, v in able["shares"].items()]
+        if len(shares) > 1:
+            out.append(f"Where the variance of {names} comes from: {', '.join(shares)}.")
+    elif pair["problems"] == 1:
+        out.append("One problem says nothing of others: no variance can be told.")
+    else:
+        out.append(
+            f"{names} is {points(pair['difference'])} points on every problem, so what this "
+            "experiment could have shown cannot be told."
+        )
+    if same := pair["equivalence"]:
+        shown = same["p_no_worse"] <= 1 - comparison["level"]
+        both = same["p_equivalent"] <= 1 - comparison["level"]
+        out.append(
+            f"{pair['arm']} is {'' if shown else 'not '}shown to be no worse than {pair['baseline']} by "
+            f"{percent(same['margin'])} points or more ({p_value(same['p_no_worse'])}), and "
+            f"{'' if both else 'not '}to be equivalent within them ({p_value(same['p_equivalent'])})."
+        )
     return out
 
 

@@ -1,5 +1,6 @@
 """The report on a synthetic run: its figures recomputed, its words exact, hostile text harmless."""
 
+import dataclasses
 import json
 import math
 import re
@@ -182,7 +183,8 @@ def _pair(difference: float, low: float, high: float, p: float, seeds: int = 1) 
         "arm": "rft", "baseline": "sft", "seed": None, "seeds": list(range(seeds)),
         "problems": 1000, "difference": difference, "low": low, "high": high, "p": p,
     }  # fmt: skip
-    return {"level": 0.95, "comparisons": [pair]}
+    headline = {"arm": "rft", "baseline": "sft"}
+    return {"level": 0.95, "headline": headline, "comparisons": [pair]}
 
 
 @pytest.mark.parametrize(
@@ -226,6 +228,144 @@ def test_sentence(pair: dict[str, Any], text: str) -> None:
 )
 def test_interval_and_test_must_agree(low: float, high: float, p: float, shown: bool) -> None:
     assert compare.is_shown({"low": low, "high": high, "p": p}, 0.95) is shown
+
+
+def test_a_control_is_one_of_several_comparisons() -> None:
+    comparison = _pair(0.041, 0.019, 0.063, 0.02)
+    comparison["headline"]["baseline"] = "base"
+    comparison["comparisons"][0] |= {"family": 3, "p_holm": 0.06}
+    said = words.sentence(comparison, "rft", "sft")
+    assert said.startswith("No difference between rft and sft can be shown")
+    assert said.endswith("interval +1.9 to +6.3, p = 0.02, adjusted for 3 comparisons p = 0.06).")
+
+
+def _said(job: dict[str, Any]) -> str:
+    got = compare.compare(job, load.load(job))
+    got["answer"] = words.answer(got)
+    assert words.markdown(got) and words.terminal(got)
+    return " ".join([got["answer"], *words.notes(got)])
+
+
+def _rows(run: load.ArmRun, correct: int) -> load.ArmRun:
+    """The same run with so many samples of each problem correct."""
+    problems = tuple(
+        dataclasses.replace(
+            p,
+            correct=correct,
+            hits=tuple(i < correct for i in range(p.n)),
+            answers=("7",) * correct + ("3",) * (p.n - correct),
+        )
+        for p in run.problems
+    )
+    return dataclasses.replace(run, problems=problems)
+
+
+def test_several_seeds_are_told_of_with_what_others_would_give(many: dict[str, Any]) -> None:
+    got = compare.compare(many, load.load(many))
+    pair = compare.find(got, "rft", "sft")
+    over, able = pair["over_seeds"], pair["power"]
+    assert over["value"] == pytest.approx(pair["difference"])
+    assert over["low"] <= pair["low"] + 0.01
+    assert 1 <= over["df"] <= 2 * 79
+    assert sum(able["shares"].values()) == pytest.approx(1)
+    assert set(able["shares"]) == {"problem", "seed", "interaction", "sample"}
+    assert pair["bootstrap"]["low"] == pytest.approx(pair["low"], abs=0.02)
+    said = _said(many)
+    for text in (
+        "Counting what other training seeds would give as well: rft minus sft is +",
+        "so few seeds make it rough",
+        "In 80 of 100 such experiments a true difference of ",
+        "Where the variance of rft minus sft comes from: problems ",
+        "Adjusted for all 4 (Holm): base ",
+    ):
+        assert text in said
+
+
+def test_arms_are_adjusted_among_themselves(many: dict[str, Any]) -> None:
+    pooled = [c for c in _comparison(many)["comparisons"] if c["seed"] is None]
+    assert [c["family"] for c in pooled] == [4] * 4 + [3] * 3
+    for c in pooled:
+        assert c["p"] <= c["p_holm"] <= min(1.0, 4 * c["p"]) + 1e-12
+        assert c["joint_low"] < c["low"] < c["high"] < c["joint_high"]
+    assert all("p_holm" not in c for c in _comparison(many)["comparisons"] if c["seed"] is not None)
+
+
+def test_one_seed_is_told_in_words(one: dict[str, Any]) -> None:
+    pair = compare.find(compare.compare(one, load.load(one)), "rft", "sft")
+    assert pair["over_seeds"] is None
+    assert pair["power"]["variance"]["seed"] is None
+    said = _said(one)
+    assert (
+        "with one seed, this report cannot say how much another training run would differ" in said
+    )
+    assert "Counting what other training seeds" not in said
+
+
+@pytest.mark.parametrize("correct", [0, 1])
+def test_all_or_none_correct_is_told_in_words(one: dict[str, Any], correct: int) -> None:
+    runs = [_rows(run, correct) for run in load.load(one)]
+    got = compare.compare({**one, "margin": 0.1}, runs)
+    pair = compare.find(got, "rft", "sft")
+    assert (pair["p"], pair["p_exact"], pair["power"]) == (1.0, 1.0, None)
+    assert pair["low"] < 0 < pair["high"]
+    got["answer"] = words.answer(got)
+    assert got["answer"].startswith("No difference between rft and sft can be shown")
+    said = words.markdown(got) + words.terminal(got)
+    assert (
+        "rft minus sft is 0.0 points on every problem, so what this experiment could have" in said
+    )
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_one_problem_is_told_in_words(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    job = build(tmp_path, ("sft", "rft"), seeds, problems=1, resamples=50, margin=0.1)
+    said = _said(job)
+    assert "One problem says nothing of others: no variance can be told." in said
+    assert "rft is not shown to be no worse than sft by 10.0 points or more" in said
+    report.run([job])
+
+
+def test_a_margin_is_answered(tmp_path: Path) -> None:
+    job = build(tmp_path, ("base", "sft", "rft"), problems=200, eval_n=4, resamples=50, margin=0.05)
+    said = _said(job)
+    assert re.search(
+        r"rft is shown to be no worse than sft by 5\.0 points or more \(p [=<] [\d.e-]+\), and not "
+        r"to be equivalent within them \(p = 1\)\.",
+        said,
+    )
+    assert (
+        compare.compare({**job, "margin": None}, load.load(job))["comparisons"][0]["equivalence"]
+        is None
+    )
+
+
+def test_best_of_k_by_each_scorer_that_gives_numbers(tmp_path: Path) -> None:
+    job = build(tmp_path, ("sft", "rft"), eval_n=4, k=(1, 2, 4), scorers=("answer", "reward_model"))
+    arms = compare.compare(job, load.load(job))["arms"]
+    for arm in arms:
+        assert set(arm["best_of_k"]) == {"reward_model"}
+        best = {k: arm["best_of_k"]["reward_model"][k]["value"] for k in ("1", "2", "4")}
+        assert best["1"] == pytest.approx(arm["accuracy"]["value"])
+        # Its numbers put each right sample above each wrong one.
+        for k, value in best.items():
+            assert value == pytest.approx(arm["pass_at_k"][k]["value"])
+    plain = build(tmp_path / "plain", ("sft",), eval_n=4)
+    assert compare.compare(plain, load.load(plain))["arms"][0]["best_of_k"] == {}
+
+
+def test_a_scorer_that_was_asked_about_some_samples_has_no_best_of_k(tmp_path: Path) -> None:
+    job = build(tmp_path, ("sft",), eval_n=4, k=(1, 2), scorers=("answer", "reward_model"))
+    folder = Path(job["arms"][0]["eval_score"])
+    told = list(rows.read(folder, ScoreRow))
+    told = [
+        dataclasses.replace(r, each=json.dumps([json.loads(r.each)[0], None]), value=None)
+        if r.verdict == "wrong"
+        else r
+        for r in told
+    ]
+    rows.clear(folder)
+    rows.write_part(folder, told, ScoreRow)
+    assert load.load(job)[0].values == {}
 
 
 def test_all_outputs_give_one_answer(

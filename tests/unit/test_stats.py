@@ -103,122 +103,81 @@ def test_wilson_known_values() -> None:
 
 def test_mean_interval_says_how_it_was_made() -> None:
     assert stats.mean_interval([0, 1, 1, 0]).method == "wilson"
-    assert stats.mean_interval([0.25, 0.5, 1.0]).method == "bootstrap"
-    # One of minus one, nought and one is no proportion.
-    assert stats.mean_interval([0, 1, 1, 0], bounds=(-1, 1)).method == "bootstrap"
+    assert stats.mean_interval([0.25, 0.5, 1.0]).method == "wilson, effective n"
+    assert stats.mean_interval([0.25]).method == "no variation"
     with pytest.raises(ValueError, match="at least one"):
         stats.mean_interval([])
 
 
-@pytest.mark.parametrize(
-    ("value", "bounds"), [(0.0, (-1.0, 1.0)), (1.0, (-1.0, 1.0)), (0.5, (0.0, 1.0))]
-)
-def test_no_variation_still_has_a_width(value: float, bounds: tuple[float, float]) -> None:
-    got = stats.mean_interval([value] * 50, bounds=bounds)
+def test_effective_problems_are_problems_where_values_are_as_of_one_sample() -> None:
+    """Zeros and ones, and one value in between that hardly matters, give Wilson's interval."""
+    values = [1.0] * 300 + [0.0] * 699
+    got, plain = stats.mean_interval([*values, 0.5]), stats.wilson(300, 1000)
+    assert (got.low, got.high) == pytest.approx((plain.low, plain.high), abs=0.002)
+    # Averages of many samples vary less, and so does their mean.
+    narrow = stats.mean_interval([0.31, 0.29] * 500)
+    assert narrow.high - narrow.low < 0.01 < plain.high - plain.low
+
+
+@pytest.mark.parametrize("values", [[0.0] * 49 + [0.25], [1.0] * 49 + [0.75], [0.5, 0.25]])
+def test_mean_interval_stays_within_its_bounds(values: list[float]) -> None:
+    got = stats.mean_interval(values)
+    assert 0 <= got.low < got.value < got.high <= 1
+
+
+def test_no_variation_still_has_a_width() -> None:
+    got = stats.mean_interval([0.5] * 50)
     # A share h of other problems stays unseen in 50 draws with probability (1 - h)^50 = 5%.
     hidden = 1 - 0.05 ** (1 / 50)
     assert got.method == "no variation"
-    assert got.low == pytest.approx(value - hidden * (value - bounds[0]))
-    assert got.high == pytest.approx(value + hidden * (bounds[1] - value))
+    assert (got.low, got.high) == pytest.approx((0.5 * (1 - hidden), 0.5 * (1 + hidden)))
 
 
-def test_bootstrap_is_that_of_drawing_problems() -> None:
-    values = np.random.default_rng(3).integers(0, 9, 60) / 8
-    got = stats.mean_interval(values, resamples=20_000)
-    plain = np.random.default_rng(4).choice(values, (20_000, 60)).mean(axis=1)
-    assert [got.low, got.high] == pytest.approx(list(np.quantile(plain, [0.025, 0.975])), abs=0.006)
-    assert got == stats.mean_interval(values[::-1], resamples=20_000), "order must not matter"
-
-
-def test_bootstrap_in_chunks_draws_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats, "_CELLS", 700)
-    values = np.arange(100) / 100
-    means = list(stats._resampled_means(values, 1000, 0))
-    assert len(means) > 100
-    assert sum(map(len, means)) == 1000
-    assert len(set(np.concatenate(means))) > 500, "chunks must not repeat each other"
-
-
-def _flips(differences: list[float]) -> float:
-    """The sign-flip p-value by listing all signs."""
-    seen = abs(sum(differences))
-    sums = [
-        abs(sum(s * d for s, d in zip(signs, differences)))
-        for signs in product((1, -1), repeat=len(differences))
-    ]
-    return sum(s >= seen - 1e-9 for s in sums) / len(sums)
+def _best(values: list[float], hits: list[bool], k: int) -> float:
+    """Best of k by its definition, one subset at a time."""
+    shares = []
+    for subset in combinations(zip(values, hits), k):
+        most = max(v for v, _ in subset)
+        tied = [hit for v, hit in subset if v == most]
+        shares.append(sum(tied) / len(tied))
+    return sum(shares) / len(shares)
 
 
 @pytest.mark.parametrize(
-    "steps",
-    [[1], [1, 1, 1], [1, -1], [4, 3, -1, 0, 2], [8, 8, 8, -1, 5, 3, 0, 0], [1] * 9 + [-1] * 2],
+    "values", [[1, 2, 3, 4, 5], [2, 2, 2, 2, 2], [1, 1, 3, 3, 0], [5, 1, 5, 1, 1]]
 )
-def test_sign_flips_are_enumerated(steps: list[int]) -> None:
-    p, method = stats.sign_flip_p([s / 8 for s in steps], 8)
-    assert method == "exact"
-    assert p == pytest.approx(_flips([s / 8 for s in steps]), abs=1e-12)
-    assert stats.sign_flip_p([-s / 8 for s in steps], 8)[0] == pytest.approx(p, abs=1e-12)
+def test_best_of_k_is_its_definition(values: list[float]) -> None:
+    hits = [True, False, False, True, False]
+    got = {k: stats.best_of_k([values, values[::-1]], [hits, hits], k) for k in range(1, 6)}
+    for k, found in got.items():
+        want = [_best(values, hits, k), _best(values[::-1], hits, k)]
+        assert found == pytest.approx(want, abs=1e-12), k
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 5), (9, 2), (60, 35), (279, 68)])
-def test_with_one_sample_a_problem_it_is_mcnemars_exact_test(wins: int, losses: int) -> None:
-    n = wins + losses
-    tail = sum(math.comb(n, i) for i in range(max(wins, losses), n + 1)) / 2**n
-    p, _ = stats.sign_flip_p([1] * wins + [-1] * losses + [0] * 40, 1)
-    assert p == pytest.approx(max(min(1.0, 2 * tail), 1e-12), rel=1e-6, abs=1e-13)
-
-
-def test_random_sign_flips_are_near_the_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    differences = np.random.default_rng(5).integers(-3, 5, 80) / 4
-    exact, _ = stats.sign_flip_p(differences, 4)
-    monkeypatch.setattr(stats, "_LATTICE", 10)
-    drawn, method = stats.sign_flip_p(differences, 4, resamples=40_000)
-    assert method == "random sign flips"
-    assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 40_000) + 1e-4)
-    # It counts what was seen among the draws, so p is never 0.
-    assert stats.sign_flip_p([1.0] * 80, 4, resamples=99)[0] == pytest.approx(0.01)
-
-
-def test_compare_counts_problems_and_is_free_of_rounding() -> None:
-    # 1 of 3 and 2 of 6 are a tie, though neither is a binary fraction.
-    got = stats.compare([([1, 3, 0, 2], [3, 3, 3, 3])], [([2, 3, 3, 6], [6, 6, 6, 6])])
-    assert (got.wins, got.losses, got.ties, got.problems) == (1, 2, 1, 4)
-    assert got.difference.value == pytest.approx((0.5 - 0.5 - 1 / 3) / 4)
-    assert got.p == pytest.approx(_flips([0.5, -0.5, -1 / 3]))
-
-
-def test_compare_pools_each_problem_over_its_seeds() -> None:
-    ones = np.ones(3, dtype=int)
-    arm = [(np.array([1, 1, 0]), ones), (np.array([1, 0, 0]), ones)]
-    base = [(np.array([0, 0, 0]), ones), (np.array([0, 1, 0]), ones)]
-    got = stats.compare(arm, base)
-    # By problem: (1 + 1) / 2, (1 - 1) / 2, 0.
-    assert (got.wins, got.losses, got.ties) == (1, 0, 2)
-    assert got.difference.value == pytest.approx(1 / 3)
-
-
-def test_compare_the_other_way_round_is_its_mirror() -> None:
-    rng = np.random.default_rng(6)
-    n = np.full(200, 4)
-    a, b = (rng.binomial(4, 0.5, 200), n), (rng.binomial(4, 0.4, 200), n)
-    there, back = stats.compare([a], [b]), stats.compare([b], [a])
-    assert there.p == pytest.approx(back.p, rel=1e-9)
-    assert (there.wins, there.losses) == (back.losses, back.wins)
-    assert there.difference.value == -back.difference.value
-    assert there.difference.low == pytest.approx(-back.difference.high, abs=0.005)
+def test_best_of_k_leaves_what_has_no_value_for_last() -> None:
+    values, hits = [[math.nan, 1.0, math.nan]], [[True, False, True]]
+    assert stats.best_of_k(values, hits, 3) == pytest.approx(0.0)
+    # Of two: only the pair of both that have none is right.
+    assert stats.best_of_k(values, hits, 2) == pytest.approx(1 / 3)
+    for k in (0, 4):
+        with pytest.raises(ValueError, match="best of"):
+            stats.best_of_k(values, hits, k)
 
 
 @pytest.mark.parametrize(
-    ("arm", "base"),
-    [
-        ([([1, 0], [1, 1])], [([1, 0, 1], [1, 1, 1])]),
-        ([([1, 0], [1, 1])], [([1, 0], [1, 1]), ([1, 1], [1, 1])]),
-        ([], []),
-    ],
+    ("df", "quantile"),  # printed tables of t, 97.5%
+    [(1, 12.7062), (2, 4.30265), (3, 3.18245), (10, 2.22814), (49, 2.00958), (1e9, 1.95996)],
 )
-def test_compare_refuses_what_is_not_paired(arm: list, base: list) -> None:
-    with pytest.raises(ValueError, match="same"):
-        stats.compare(arm, base)
+def test_t_is_that_of_the_tables(df: float, quantile: float) -> None:
+    assert stats.t_quantile(0.975, df) == pytest.approx(quantile, rel=4e-6)
+    assert stats.t_cdf(quantile, df) == pytest.approx(0.975, abs=1e-6)
+    assert stats.t_cdf(-quantile, df) == pytest.approx(0.025, abs=1e-6)
+    assert stats.t_cdf(0.0, df) == 0.5
+
+
+def test_t_of_a_fractional_degree_lies_between() -> None:
+    assert stats.t_quantile(0.975, 3) < stats.t_quantile(0.975, 2.5) < stats.t_quantile(0.975, 2)
+    assert stats.t_quantile(0.5, 7) == pytest.approx(0, abs=1e-9)
 
 
 def test_spread_needs_two_seeds() -> None:
@@ -226,27 +185,12 @@ def test_spread_needs_two_seeds() -> None:
     assert stats.spread([0.1, 0.3]) == pytest.approx(math.sqrt(0.02))
 
 
-@pytest.mark.parametrize(("problems", "wins", "losses"), [(60, 0.3, 0.1), (300, 0.1, 0.05)])
-def test_paired_interval_covers_the_truth(problems: int, wins: float, losses: float) -> None:
+def test_mean_interval_covers_the_truth() -> None:
+    """Four samples a problem, whose chances vary from problem to problem; their mean is 1 / 5."""
     rng = np.random.default_rng(8)
-    trials, covered = 600, 0
-    for trial in range(trials):
-        roll = rng.random(problems)
-        values = (roll < wins).astype(float) - ((roll >= wins) & (roll < wins + losses))
-        got = stats.mean_interval(values, resamples=1000, seed=trial, bounds=(-1, 1))
-        covered += got.low <= wins - losses <= got.high
-    # 95% wanted; four standard errors of 600 trials are 3.6 points.
-    assert 0.91 <= covered / trials <= 0.99
-
-
-def test_the_test_errs_as_often_as_it_says() -> None:
-    """Two equal arms, 8 samples a problem: p is at most 5% in about 5% of the trials."""
-    rng = np.random.default_rng(9)
-    n, trials, wrong = np.full(80, 8), 600, 0
+    trials, covered = 1000, 0
     for _ in range(trials):
-        chance = rng.beta(0.7, 1, 80)
-        got = stats.compare(
-            [(rng.binomial(8, chance), n)], [(rng.binomial(8, chance), n)], resamples=10
-        )
-        wrong += got.p <= 0.05
-    assert 0.015 <= wrong / trials <= 0.085
+        got = stats.mean_interval(rng.binomial(4, rng.beta(0.25, 1, 100)) / 4)
+        covered += got.low <= 0.2 <= got.high
+    # 95% wanted; four standard errors of 1,000 trials are 2.8 points.
+    assert 0.922 <= covered / trials <= 0.978
