@@ -51,7 +51,7 @@ class StageDir:
     def commit(self, seconds: float, **record: Any) -> None:
         """Writes the manifest. seconds: what this attempt took; earlier ones are not counted."""
         files = {
-            str(p.relative_to(self.path)): p.stat().st_size
+            str(p.relative_to(self.path)): {"bytes": p.stat().st_size, "sha256": file_digest(p)}
             for p in sorted(self.path.rglob("*"))
             if p.is_file()
             and not any(part.startswith(".") for part in p.relative_to(self.path).parts)
@@ -65,17 +65,20 @@ class StageDir:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "rft": rft.__version__,
         }
-        rows.write_bytes(self.path / "manifest.json", to_json(manifest))
+        # As it will be read back: tuples as lists, keys as strings.
+        told = json.loads(to_json(manifest))
+        rows.write_bytes(self.path / "manifest.json", to_json({**told, "digest": digest(told)}))
 
     def check(self) -> str | None:
-        """Why a finished stage is not whole any more, by file sizes; None if it is."""
+        """Why a finished stage is not whole any more, by file sizes; None if it is. `rft.integrity` reads
+        the files too."""
         manifest = self.manifest()
-        for name, size in (manifest or {}).get("files", {}).items():
+        for name, known in (manifest or {}).get("files", {}).items():
             path = self.path / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            if path.stat().st_size != known["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {known['bytes']}"
         return None
 
     def reopen(self) -> None:
