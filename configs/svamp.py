@@ -47,7 +47,9 @@ def svamp(
     path: str,
     solutions: int = 100,
     answers: int = 600,
-    held_out: int = 300,
+    held_out: int | None = None,
+    fold: int | None = None,
+    folds: int = 5,
     seed: int = 0,
 ) -> dict[str, list[dict[str, Any]]]:
     """Split SVAMP into `train` (solutions + answers problems) and `eval` (held_out problems).
@@ -57,7 +59,10 @@ def svamp(
         solutions: how many train problems keep their worked solution. A larger number keeps these
             and adds more; the held-out problems stay the same.
         answers: how many more train problems have an answer only.
-        held_out: how many problems are kept for the evaluation.
+        held_out: how many problems are kept for the evaluation; 300 where there are no folds.
+        fold: hold out this one of `folds` equal parts instead, from 0, so that the folds together
+            evaluate every problem once.
+        folds: how many parts there are.
         seed: another seed is another split.
 
     Returns:
@@ -68,14 +73,22 @@ def svamp(
         FileNotFoundError: there is no file at `path`.
         ValueError: the file isn't SVAMP, or has fewer problems than were asked for.
     """
+    if fold is not None and held_out is not None:
+        raise ValueError("prompts.args: fold holds a part out, so leave held_out out")
+    if fold is not None and not 0 <= fold < folds:
+        raise ValueError(f"prompts.args.fold is {fold}; of {folds} folds it is 0 to {folds - 1}")
     for name, count in (
         ("solutions", solutions),
         ("answers", answers),
-        ("held_out", held_out),
+        ("held_out", held_out or 0),
     ):
         if count < 0:
             raise ValueError(f"prompts.args.{name} is {count}; it must be 0 or more")
     problems = distinct(read_problems(Path(path).expanduser()))
+    start, held_out = 0, 300 if held_out is None else held_out
+    if fold is not None:
+        start = fold * len(problems) // folds
+        held_out = (fold + 1) * len(problems) // folds - start
     wanted = solutions + answers + held_out
     if wanted > len(problems):
         raise ValueError(
@@ -83,6 +96,8 @@ def svamp(
             "lower one of them in prompts.args"
         )
     problems.sort(key=lambda row: split_key(row["question"], seed))
+    # A fold's training problems follow it, round the end, so that each fold has other solutions.
+    problems = problems[start:] + problems[:start]
     train = problems[held_out:wanted]
     left = solutions
     for row in train:

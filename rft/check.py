@@ -153,13 +153,12 @@ def _work(plan: Plan, node: Node) -> str:
     job = node.job
     for row in plan.rows:
         if any(n is node for n in row.links.values()):
-            got = plan.identity.prompt_set(plan.arms[row.arm.partition("@")[0]])
-            prompts = got.train if job["split"] == "train" else got.eval
+            prompts = plan.identity.problems(plan.arms[row.arm.partition("@")[0]], job["split"])
             if job["use"] == "reference":
                 return f"{sum(p.solution is not None for p in prompts):,} solutions"
             decoding = job["decoding"]
             count = len(prompts) * decoding["n"]
-            held_out = "held-out " if node.late else ""
+            held_out = {"train": "", "eval": "held-out ", "seen": "training-problem "}[job["split"]]
             fewer = job["allocate"]["use"] != "uniform" or job["unless_solved_by"]
             return f"{'at most ' if fewer else ''}{count:,} {held_out}samples, at most {count * decoding['max_tokens']:,} tokens"
     return ""

@@ -19,8 +19,9 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 import rft
-from rft.config import Component, ConfigError
+from rft.config import ConfigError
 from rft.faults import did_you_mean
+from rft.section import Component
 from rft.types import digest
 
 SHARED = ("rft.equations",)

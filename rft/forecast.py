@@ -26,12 +26,12 @@ from rich.table import Table
 
 from rft import components, process, rows
 from rft.allocators._beliefs import RATES_G, fit_new, fit_rates
-from rft.config import Component
 from rft.nodes import Node
 from rft.pilots import to_pilot
 from rft.plan import Plan
 from rft.rundir import StageDir
 from rft.rundir import to_json as to_bytes
+from rft.section import Component
 from rft.tallies import KEYS, Board
 from rft.types import Candidate, Prompt, ScoreRow, Verdict
 

@@ -12,8 +12,10 @@ from typing import Any
 
 from rft import components, prompts
 from rft.chat import chat_digest
-from rft.config import Arm, Chat, Component, ConfigError, Decoding, Eval, Example, Model, Sample
+from rft.config import Arm, Chat, ConfigError, Example, Model, Sample
+from rft.config_decoding import Decoding, Eval
 from rft.rundir import file_digest, flatten, folder_digest, model_digest
+from rft.section import Component
 from rft.types import Prompt, digest
 
 TRANSPORT: dict[str, tuple[str, ...]] = {
@@ -46,12 +48,22 @@ class Identity:
             self._sets[key] = prompts.load(arm.prompts)
         return self._sets[key]
 
+    def problems(self, arm: Arm, split: str) -> list[Prompt]:
+        """The problems of `train`, of `eval`, or of `seen`: the training problems that the arms are
+        evaluated on."""
+        got = self.prompt_set(arm)
+        if split != "seen":
+            return got.train if split == "train" else got.eval
+        gold = [p for p in got.train if p.answer is not None or p.tests is not None]
+        solved = [p for p in gold if p.solution is not None]
+        return (solved or gold)[: arm.eval.train_problems]
+
     def digest(self, of: Callable[[Iterable[Prompt]], str], arm: Arm, split: str) -> str:
         """`of` the split, once: over a large data set it takes tens of milliseconds."""
-        key = (of.__name__, digest(arm.prompts.model_dump(mode="json")), split)
+        some = arm.eval.train_problems if split == "seen" else None
+        key = (of.__name__, digest(arm.prompts.model_dump(mode="json"), some), split)
         if key not in self._digests:
-            got = self.prompt_set(arm)
-            self._digests[key] = of(got.train if split == "train" else got.eval)
+            self._digests[key] = of(self.problems(arm, split))
         return self._digests[key]
 
     def chat(self, arm: Arm, own: dict[str, Any]) -> Chat:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from rft import stats
-from rft.config import Loops
+from rft.config_decoding import Loops
 from rft.types import Finish, falls_in
 
 

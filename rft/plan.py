@@ -13,20 +13,14 @@ from typing import Any
 
 from rft import components, prompts
 from rft.chat import chat_digest
-from rft.config import (
-    Component,
-    ConfigError,
-    Decoding,
-    Eval,
-    Experiment,
-    Model,
-    Sample,
-)
+from rft.config import ConfigError, Experiment, Model, Sample
+from rft.config_decoding import Decoding, Eval
 from rft.config_inference import NAMES
 from rft.config_train import SPEED_ONLY
 from rft.identity import Identity, drawn_by, without_folders
 from rft.loader import launch_fault
 from rft.nodes import ArmPlan, Node, in_order
+from rft.section import Component
 from rft.types import digest
 
 
@@ -69,7 +63,8 @@ class Plan:
                 links[f"3_score{suffix}"] = score
             links["4_select"] = self._guarded(self._select, name, seed, number)
             links["5_train"] = self._train(name, seed, number)
-        for suffix in dict.fromkeys(["", *arm.eval.in_formats()]):
+        seen = ["_seen"] if arm.eval.train_problems else []
+        for suffix in dict.fromkeys(["", *arm.eval.in_formats(), *seen]):
             end = self._eval(name, seed, number, suffix)
             links[f"6_eval_sample{suffix}"], links[f"6_eval_score{suffix}"] = end.needs
             links[f"6_eval{suffix}"] = end
@@ -184,7 +179,7 @@ class Plan:
             inputs["verdicts"] = self.identity.verdicts(arm, split, partial(self._where, name))
             if counts_reference:
                 inputs["ways"] = self.identity.digest(prompts.solutions_digest, arm, split)
-        label = "eval sample" if is_eval else "sample"
+        label = f"{split} sample" if is_eval else "sample"
         own = f" {pool_name}" if pool_name else ""
         setting = f"{where}.{'inference.formats' if beside else 'engine.dtype'}"
         if beside:
@@ -196,7 +191,8 @@ class Plan:
             *needs,
             late=is_eval,
             split=split,
-            prompts=str(data.dir.path / split),
+            prompts=_folder(data, split),
+            only=[p.id for p in self.identity.problems(arm, split)] if split == "seen" else None,
             model=model.model_dump(mode="json"),
             chat=chat.model_dump(mode="json"),
             engine=asked.engine.model_dump(mode="json"),
@@ -235,7 +231,7 @@ class Plan:
             data,
             sample,
             late=sample.late,
-            prompts=str(data.dir.path / split),
+            prompts=_folder(data, split),
             sample=str(sample.dir.path),
             scorers=[s.model_dump() for s in given],
             combine=rule.model_dump(mode="json"),
@@ -435,13 +431,14 @@ class Plan:
         )
 
     def _eval(self, name: str, seed: int, number: int, suffix: str = "") -> Node:
-        """suffix: one of `Eval.in_formats`."""
+        """suffix: one of `Eval.in_formats`, or `_seen`."""
         asked = self.arms[name].eval
-        sample = self._sample(name, "eval", asked, seed, number)
-        if suffix:
+        split = "seen" if suffix == "_seen" else "eval"
+        sample = self._sample(name, split, asked, seed, number)
+        if suffix and split == "eval":
             again = asked.in_formats()[suffix]
-            sample = self._sample(name, "eval", again, seed, number, beside=sample)
-        score = self._score(name, "eval", sample)
+            sample = self._sample(name, split, again, seed, number, beside=sample)
+        score = self._score(name, split, sample)
         return self.node(
             "eval",
             f"eval ({name}{_nth(number)}{suffix.replace('_', ' ')}, seed {seed})",
@@ -474,6 +471,10 @@ class Plan:
             self._open.pop()
         self._made[known] = node
         return node
+
+
+def _folder(data: Node, split: str) -> str:
+    return str(data.dir.path / ("train" if split == "seen" else split))
 
 
 def _paths(sample: Node, score: Node) -> dict[str, str]:

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel
 
 from rft import components, formats
-from rft.config import Arm, Component, Experiment, Section
+from rft.config import Arm, Experiment
 from rft.config_train import Train
 from rft.faults import model_in
+from rft.section import Component, Section
 
 KINDS = {
     "prompts": "prompt loaders",

@@ -414,6 +414,13 @@ def _report(plan: Plan, lock: int) -> None:
                 "eval_sample": link["6_eval_sample"],
                 "eval_score": link["6_eval_score"],
                 "eval": link["6_eval"],
+                "seen": {
+                    "eval_sample": link["6_eval_sample_seen"],
+                    "eval_score": link["6_eval_score_seen"],
+                    "eval": link["6_eval_seen"],
+                }
+                if "6_eval_seen" in link
+                else None,
                 "scorers": [scorer.use for scorer in arm.scorers("eval")[1]],
                 "formats": [
                     {

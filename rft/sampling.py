@@ -23,8 +23,10 @@ import pyarrow.compute as pc
 
 from rft import components, rows
 from rft.chat import Renderer
-from rft.config import Chat, Combine, Component, Decoding, Model, Ray
+from rft.config import Chat, Combine, Model, Ray
+from rft.config_decoding import Decoding
 from rft.rundir import StageDir
+from rft.section import Component
 from rft.tallies import KEYS, Board
 from rft.types import (
     Candidate,
@@ -59,7 +61,9 @@ class Job:
         self.spec = spec
         self.folder = Path(spec["folder"])
         self.renderer = Renderer(Model(**spec["model"]), Chat(**spec["chat"]))
-        self.prompts = {p.id: p for p in rows.read(Path(spec["prompts"]), Prompt)}
+        found = {p.id: p for p in rows.read(Path(spec["prompts"]), Prompt)}
+        only = spec["only"]
+        self.prompts = found if only is None else {name: found[name] for name in only}
         self.decoding = Decoding(**spec["decoding"])
         self.dropped: Counter[str] = Counter()
         """Samples that are not drawn, by the reason."""

@@ -23,9 +23,11 @@ import pyarrow.compute as pc
 
 from rft import components, rows, spread, workers
 from rft.combine import combine, settled
-from rft.config import Combine, Component, Loops, Ray
+from rft.config import Combine, Ray
+from rft.config_decoding import Loops
 from rft.loops import AUDIT_COLUMNS, audit, is_audited
 from rft.rundir import StageDir
+from rft.section import Component
 from rft.stats import wilson
 from rft.types import (
     CUT_OFF,

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rft.chat import Renderer
-    from rft.config import Decoding, Engine, Model
+    from rft.config import Model
+    from rft.config_decoding import Decoding, Engine
 
 
 class RftError(Exception):

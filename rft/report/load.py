@@ -50,6 +50,8 @@ class ArmRun:
     formats: tuple["ArmRun", ...] = ()
     """The arm's evaluation in each number format, the one that the others are compared with first; they
     have `folders` of evaluation alone."""
+    seen: "ArmRun | None" = None
+    """The arm's evaluation on training problems; like one of `formats`. None where none was asked for."""
     dtype: str = "auto"
     """Number format of the evaluation, as `engine.dtype` has it; `auto` where the sampler told none."""
     use: str = ""
@@ -137,6 +139,9 @@ def _arm(entry: dict[str, Any]) -> ArmRun:
         losses,
         pools,
         formats,
+        _arm({**entry["seen"], "arm": entry["arm"], "seed": entry["seed"]})
+        if entry.get("seen")
+        else None,
         told or entry.get("dtype", "auto"),
         entry.get("use", ""),
         values,

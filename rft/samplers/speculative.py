@@ -24,8 +24,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from rft import components
-from rft.config import Component
 from rft.samplers._common import budget, candidate, until_stop
+from rft.section import Component
 from rft.types import (
     Candidate,
     Finish,

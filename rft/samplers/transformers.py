@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rft.config import Decoding, Loops
+from rft.config_decoding import Decoding, Loops
 from rft.loops import in_loop, may_stop, stopped_at
 from rft.samplers._beam import Peekable
 from rft.samplers._common import budget, candidate, check_adapter

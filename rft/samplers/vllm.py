@@ -32,7 +32,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rft.config import Engine, Model
+from rft.config import Model
+from rft.config_decoding import Engine
 from rft.faults import did_you_mean
 from rft.loops import may_stop
 from rft.samplers import _vllm_patches

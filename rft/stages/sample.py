@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rft import components, process, rows, scoring
-from rft.config import Component, Engine, Model
+from rft.config import Model
+from rft.config_decoding import Engine
 from rft.rundir import StageDir
 from rft.sampling import Feed, Job
+from rft.section import Component
 from rft.types import RftError, Sampler, Setup
 
 
@@ -68,7 +70,7 @@ class _Engine:
                 self._jobs[0].renderer,
                 {p.id: p for job in self._jobs for p in job.prompts.values()},
                 tuple(dict.fromkeys(j.spec["adapter"] for j in self._jobs if j.spec["adapter"])),
-                section="eval" if spec["split"] == "eval" else "sample",
+                section="sample" if spec["split"] == "train" else "eval",
             )
             component = Component(use=spec["use"], args=spec["args"])
             self._made = components.make("samplers", component, "sample")(setup)
@@ -85,9 +87,9 @@ class _Engine:
 def _check_lengths(job: Job) -> None:
     too_long, label = job.dropped["prompt_too_long"] // job.decoding.n, job.spec["label"]
     advice = "Raise model.max_len, or take the long ones out of the data."
-    if too_long and job.spec["split"] == "eval":
+    if too_long and job.spec["split"] != "train":
         raise RftError(
-            f"{label}: {too_long} held-out prompts do not fit into model.max_len = "
+            f"{label}: {too_long} prompts of the evaluation do not fit into model.max_len = "
             f"{job.spec['model']['max_len']} tokens, and leaving them out would change what "
             f"accuracy means. {advice}"
         )

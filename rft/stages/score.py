@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rft import components, process, rows, scoring
-from rft.config import Combine, Component, Loops, Ray
+from rft.config import Combine, Ray
+from rft.config_decoding import Loops
 from rft.groups import Partitions, Source
 from rft.rundir import StageDir
 from rft.scoring import COLUMNS, Chunk, Pace, Specs, by_workers, mixed, split_truncated
+from rft.section import Component
 from rft.types import Prompt, ScoreRow, StreamScorer, digest
 
 

@@ -25,9 +25,10 @@ import pyarrow.compute as pc
 
 from rft import collapse, components, process, rows
 from rft.chat import Renderer
-from rft.config import Chat, Component, Model
+from rft.config import Chat, Model
 from rft.groups import Partitions, Source
 from rft.rundir import StageDir
+from rft.section import Component
 from rft.tallies import KEYS
 from rft.types import (
     Candidate,

@@ -37,7 +37,8 @@ from pathlib import Path
 from typing import Any
 
 from rft import cluster, hosts, rows
-from rft.config import Chat, Decoding, Engine, Model
+from rft.config import Chat, Model
+from rft.config_decoding import Decoding, Engine
 from rft.hosts import Host, Pool, Reply
 from rft.samplers._dispatch import Engines, pack, unpack
 from rft.types import Candidate, Finish, Request, Setup, digest

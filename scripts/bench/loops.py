@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from rft.chat import Renderer
-from rft.config import Chat, Decoding, Engine, Loops, Model
+from rft.config import Chat, Model
+from rft.config_decoding import Decoding, Engine, Loops
 from rft.loops import in_loop, is_audited, stopped_at
 from rft.scoring import score_all
 from rft.stats import wilson

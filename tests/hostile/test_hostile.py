@@ -23,8 +23,8 @@ import pytest
 from rich.console import Console
 
 from rft import components, scoring, show
-from rft.config import Component
 from rft.report import examples
+from rft.section import Component
 from rft.stages import report
 from rft.types import Candidate, Finish, Prompt, ScoreRow, Verdict
 from tests import synthetic

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from rft import components
-from rft.config import Component
+from rft.section import Component
 from rft.types import Candidate, Prompt, Score
 
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rft import components, scoring
-from rft.config import Component, ConfigError
+from rft.config import ConfigError
 from rft.scorers._choice import options
 from rft.scorers._extract import extract, number
 from rft.scorers._text import comparable
 from rft.scorers.answer import answer
+from rft.section import Component
 from rft.types import Candidate, Finish, Prompt, Score, Verdict
 from tests.tables.answers import CHOICES, JSONS, PATTERNS, ROWS, TEXTS
 

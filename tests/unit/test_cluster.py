@@ -16,7 +16,8 @@ import pytest
 
 from rft import cluster, hosts, spread, workers
 from rft.cluster import Node
-from rft.config import Chat, Engine, Model
+from rft.config import Chat, Model
+from rft.config_decoding import Engine
 from rft.hosts import Host, Lost, Pool, Reply
 from rft.samplers import _serve
 from rft.samplers.ray import ray, shares

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from rft import components
-from rft.config import Component, ConfigError
+from rft.config import ConfigError
 from rft.scorers import _sandbox, _sandbox_server
 from rft.scorers.code import BadTests, blocks, code, read
+from rft.section import Component
 from rft.types import Candidate, Finish, Prompt, Score, Verdict
 from scripts.bench import testing_code as bench
 

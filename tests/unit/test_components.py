@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from rft import components
-from rft.config import Component, ConfigError
+from rft.config import ConfigError
+from rft.section import Component
 from rft.types import Candidate, Finish, Prompt, Score, Verdict
 
 PROMPT = Prompt("p", "?", "5")

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from rft import components, workers
-from rft.config import Component, ConfigError
+from rft.config import ConfigError
 from rft.scorers import consensus as module
 from rft.scorers.consensus import Rule, Text, answer, consensus, equal, judge
+from rft.section import Component
 from rft.types import Candidate, Finish, Prompt, Score, Verdict
 
 RULE = Rule(min_share=0.5, min_votes=2, margin=0.0, marker="####", fallback=True)

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rft import hosts
-from rft.config import Decoding, Engine, Model
+from rft.config import Model
+from rft.config_decoding import Decoding, Engine
 from rft.hosts import Cut, Host, Lost, Pool, Reply
 from rft.samplers import _dispatch
 from rft.samplers._dispatch import MOST_LOSSES, SLACK, Engines, pack, unpack

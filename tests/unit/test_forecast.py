@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rft import forecast as module
-from rft.config import Component
 from rft.forecast import FIGURES, LEVEL, Draw, Pilot, Range, forecast
+from rft.section import Component
 
 WAYS = 5
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rft import components
-from rft.config import Component, ConfigError
+from rft.config import ConfigError
 from rft.scorers.format import format, repetition
+from rft.section import Component
 from rft.types import Candidate, Finish, Prompt, Verdict
 
 DATA = Path(os.environ.get("RFT_DATA") or Path(__file__).parents[3] / "shared" / "data")

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from rft.components import make
-from rft.config import Component, ConfigError
+from rft.config import ConfigError
 from rft.scorers._backends import Reply
 from rft.scorers._ledger import Ledger
 from rft.scorers.judge import CONTROL, PROMPTS, judge
+from rft.section import Component
 from rft.types import Candidate, Finish, Prompt, RftError, Score, Verdict
 from tests.unit._served import Answer, Script, Served
 

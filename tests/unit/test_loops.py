@@ -14,7 +14,8 @@ from pydantic import ValidationError
 import rft
 from rft import rows, scoring
 from rft.chat import Renderer
-from rft.config import Chat, Eval, Loops, Model, Sample
+from rft.config import Chat, Model, Sample
+from rft.config_decoding import Eval, Loops
 from rft.loops import AUDIT_COLUMNS, audit, in_loop, is_audited, may_stop, sentence, stopped_at
 from rft.report import page
 from rft.report.load import ArmRun, Pool

@@ -23,10 +23,12 @@ import rft
 from rft import components
 from rft.chat import Renderer
 from rft.components import make
-from rft.config import Chat, Component, ConfigError, Decoding, Engine, Model
+from rft.config import Chat, ConfigError, Model
+from rft.config_decoding import Decoding, Engine
 from rft.loops import is_audited
 from rft.samplers import openai as module
 from rft.samplers.openai import OpenaiSampler, openai
+from rft.section import Component
 from rft.types import Candidate, Finish, Prompt, Request, RftError, Setup, digest
 from tests.unit._served import Answer, Script, Served
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rft import components
-from rft.config import Component
+from rft.section import Component
 from rft.stats import wilson
 from rft.types import Candidate, Finish, Prompt, Score, Verdict
 from tests.tables import fresh_pairs

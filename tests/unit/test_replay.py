@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 import rft
 from rft import components, rows, rundir
 from rft.chat import Renderer
-from rft.config import Chat, Component, Decoding, Engine, Model
+from rft.config import Chat, Model
+from rft.config_decoding import Decoding, Engine
 from rft.samplers import _source
 from rft.samplers.replay import Replay, replay
+from rft.section import Component
 from rft.types import Candidate, Finish, Prompt, Request, RftError, Setup, digest
 
 EMBEDDED = Path(rft.__file__).parent / "embedded" / "model"

@@ -19,8 +19,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import rft
 from rft.components import make
-from rft.config import Component, ConfigError
+from rft.config import ConfigError
 from rft.scorers.reward_model import reward_model
+from rft.section import Component
 from rft.types import Candidate, Finish, Prompt, RftError, Score, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]

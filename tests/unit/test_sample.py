@@ -9,7 +9,7 @@ import pytest
 
 import rft
 from rft import rows
-from rft.config import Decoding
+from rft.config_decoding import Decoding
 from rft.rundir import StageDir
 from rft.sampling import Job
 from rft.stages import sample
@@ -104,7 +104,7 @@ def spec(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         if allocate != "uniform":
             allocate = f"{tmp_path}/own.py:{allocate}"
         return {
-            "folder": str(folder), "label": f"sample {name}", "adapter": None, "split": "train",
+            "folder": str(folder), "label": f"sample {name}", "adapter": None, "split": "train", "only": None,
             "prompts": str(tmp_path / "prompts"), "pool": "one", "pool_name": "", "chat": {},
             "use": f"{tmp_path}/own.py:own", "args": args, "engine": {},
             "model": {"base": str(EMBEDDED), "max_len": 64}, "decoding": decoding,

@@ -17,7 +17,8 @@ import pytest
 
 import rft
 from rft.chat import Renderer
-from rft.config import Chat, Decoding, Engine, Model
+from rft.config import Chat, Model
+from rft.config_decoding import Decoding, Engine
 from rft.samplers._common import completion_text
 from rft.types import Candidate, Finish, Prompt, Request, RftError, Sampler, Setup, digest
 

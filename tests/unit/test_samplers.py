@@ -21,7 +21,8 @@ import pytest
 import rft
 from rft.chat import Renderer
 from rft.components import find
-from rft.config import Chat, Decoding, Engine, Loops, Model
+from rft.config import Chat, Model
+from rft.config_decoding import Decoding, Engine, Loops
 from rft.loops import is_audited, stopped_at
 from rft.samplers import _formats
 from rft.samplers._beam import BeamSearch

@@ -17,7 +17,8 @@ from rapidfuzz.distance import Levenshtein
 
 import rft
 from rft import components
-from rft.config import Component, ConfigError
+from rft.config import ConfigError
+from rft.section import Component
 from rft.selectors import _common, _embedding, _minhash
 from rft.selectors.balance import balance
 from rft.selectors.decontaminate import decontaminate
