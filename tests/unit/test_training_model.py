@@ -2,7 +2,9 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -212,6 +214,21 @@ def test_other_models_are_trained_on_plain_rows_and_say_why(make, train, why):
         for some in pack(groups, 40, fit.layout)
     )
     assert total == pytest.approx(padded_loss(model, groups).item(), rel=1e-5)
+
+
+def test_rounding_to_bf16_is_not_taken_for_branches_that_see_each_other(monkeypatch):
+    # Logits far apart, of which a rare one is off by a nat.
+    fit = check_layout(llama(initializer_range=0.7).bfloat16(), MODEL, some_groups(), Train())
+    assert fit.layout is Layout.TREE and 0 < fit.gap < 0.5
+
+    def seeing(batch):
+        return attention.trees(replace(batch, end=torch.full_like(batch.end, batch.end.max())))
+
+    monkeypatch.setattr(
+        "rft.training.objective.attention", SimpleNamespace(trees=seeing, NAME=attention.NAME)
+    )
+    fit = check_layout(llama(initializer_range=0.7).bfloat16(), MODEL, some_groups(), Train())
+    assert fit.layout is Layout.ROWS and "computes rows" in fit.why
 
 
 def test_a_model_that_scales_its_logits_keeps_its_own_head():
