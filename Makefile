@@ -1,6 +1,6 @@
 # The usual ways in. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format lock smollm2 clean
+.PHONY: help setup quickstart test lint format lock docs smollm2 clean
 BIN := .venv/bin
 CODE := rft tests scripts configs
 
@@ -26,6 +26,10 @@ lint: setup ## formatting, ruff, mypy, and that locks and generated docs are cur
 format: setup ## rewrite the code the way lint wants it
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
+
+docs: setup ## the pages as a site in build/site; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html; served: $(BIN)/python -m http.server -d build/site"
 
 lock: setup ## write requirements/*.lock from pyproject.toml (newest versions: ARGS=--upgrade)
 	$(BIN)/python scripts/lock.py $(ARGS)

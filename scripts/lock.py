@@ -35,7 +35,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON = "3.11"
-EXTRAS: dict[str, tuple[str, ...]] = {one: (one, "ray", "quant", "dev") for one in ("cpu", "gpu")}
+EXTRAS: dict[str, tuple[str, ...]] = {
+    one: (one, "ray", "quant", "docs", "dev") for one in ("cpu", "gpu")
+}
 
 CPU_EXCLUDED = [
     "torchaudio",

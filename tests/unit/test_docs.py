@@ -1,7 +1,12 @@
-"""What the pages show works: the recipes of docs/scoring.md pass `rft check` on data of the form that
-they name."""
+"""What the pages show works: the site builds without a warning, commands have the options that pages give
+them, settings exist, and the recipes of docs/scoring.md pass `rft check` on data of the form that they
+name."""
 
+import argparse
+import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +16,17 @@ import yaml
 from transformers import AutoTokenizer, LlamaConfig
 
 import rft
+from rft import cli, loader
+from rft.config import Experiment
 from rft.scorers import _sandbox
+from tests.unit._pages import PAGES, PLACEHOLDERS, ROOT, blocks, commands, mentions
 
-ROOT = Path(__file__).resolve().parents[2]
 BASE = Path(rft.__file__).parent / "embedded" / "model"
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+EACH = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+SITE = pytest.mark.skipif(
+    not importlib.util.find_spec("material"), reason="mkdocs-material is not installed: make setup"
+)
+VERBS = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
 
 MATH = [
     {"problem": "What is $2^3$?", "solution": "It is $\\boxed{8}$.", "type": "Algebra"},
@@ -66,11 +77,122 @@ def test_every_recipe_is_tried() -> None:
     assert list(recipes()) == list(TRIED)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_yaml_on_the_pages_can_be_read(page: Path) -> None:
-    for block in page.read_text().split("```yaml\n")[1:]:
-        for document in yaml.safe_load_all(block.split("```")[0]):
+def built(config: Path, to: Path) -> subprocess.CompletedProcess[str]:
+    words = ["build", "--strict", "--config-file", str(config), "--site-dir", str(to)]
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+
+
+@SITE
+def test_site_builds_and_needs_no_network(tmp_path: Path) -> None:
+    done = built(ROOT / "mkdocs.yml", tmp_path / "site")
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert {f"{page.stem}.html" for page in (ROOT / "docs").glob("*.md")} < {p.name for p in pages}
+    for page in pages:
+        for tag in re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.read_text()):
+            loads = "canonical" not in tag and re.search(r"(?:src|href)=\"?(?:https?:)?//", tag)
+            assert not loads, f"{page.name}: {tag}"
+
+
+@SITE
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("[there](nowhere.md)", "nowhere.md"),
+        ("[there](page.md#no-such-heading)", "no-such-heading"),
+        ("[there](../configs/nowhere.yaml)", "nowhere.yaml"),
+    ],
+)
+def test_site_refuses_dead_links_and_pages_out_of_its_nav(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    config = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[0]
+    config = config.replace("scripts/site_hooks.py", str(ROOT / "scripts/site_hooks.py"))
+    (tmp_path / "mkdocs.yml").write_text(config + "\nnav: [index.md, repo/CONTRIBUTING.md]\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Index\n\n{text}\n")
+    (tmp_path / "docs" / "page.md").write_text("# Page\n\n## A heading\n")
+    done = built(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    assert any("WARNING" in line and told in line for line in said), done.stderr
+    assert any("page.md" in line for line in said), done.stderr
+
+
+def test_every_page_is_in_the_nav() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    named = re.findall(r"[\w/]+\.md", nav)
+    assert sorted(set(named)) == sorted(named)
+    assert {p.name for p in (ROOT / "docs").glob("*.md")} == {n for n in named if "/" not in n}
+
+
+def test_commands_are_found() -> None:
+    """So that the tests below see what they are for."""
+    assert len([words for page in PAGES for words in commands(page)]) > 40
+
+
+@EACH
+def test_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    for program, *words in commands(page):
+        if program == "make":
+            wrong = {w for w in words if "=" not in w} - targets
+            assert not wrong, f"make {' '.join(words)}"
+        elif program == "python" and words[0].startswith("scripts/"):
+            text = (ROOT / words[0]).read_text()
+            for option in (w for w in words if w.startswith("--")):
+                assert f'"{option}"' in text, f"{words[0]} has no {option}"
+        elif program == "rft":
+            settings_are_read(words)
+
+
+def settings_are_read(words: list[str]) -> None:
+    """Whether the command line takes these words, and the experiment the settings among them."""
+    options, rest = cli.parser().parse_known_args(
+        ["formats", "--", *words[1:]] if words[0] == "formats" else words
+    )
+    assert all("=" in word and not word.startswith("-") for word in rest), words
+    config = getattr(options, "config", None)
+    if config is None or Path(config).name in PLACEHOLDERS:
+        return
+    loader.load(ROOT / config, [*options.settings, *rest])
+
+
+@EACH
+def test_commands_in_sentences_exist(page: Path) -> None:
+    for program, verb, *words in mentions(page):
+        if program == "make":
+            assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text(), re.M), verb
+        elif verb not in ("VERB", "--help", "--version"):
+            known = VERBS[verb]._option_string_actions
+            assert not [w for w in words if w.startswith("--") and w not in known], words
+
+
+@EACH
+def test_experiments_on_the_pages_load(page: Path, tmp_path: Path) -> None:
+    """A whole experiment as it is; a part of one as what replaces that part of the quickstart."""
+    for number, block in enumerate(blocks(page, "yaml")):
+        for document in yaml.safe_load_all(block):
             assert isinstance(document, dict)
+            if not document.keys() & Experiment.model_fields.keys() - {"name"}:
+                continue  # not an experiment's, such as a Kubernetes manifest
+            path = tmp_path / f"{number}.yaml"
+            whole = "extends" in document or {"name", "model", "prompts"} <= document.keys()
+            extends = "" if whole else f"extends: {ROOT}/configs/quickstart.yaml\n"
+            path.write_text(extends + block)
+            loader.load(path)
+
+
+@EACH
+def test_python_on_the_pages_compiles(page: Path) -> None:
+    for number, block in enumerate(blocks(page, "python")):
+        compile(block, f"{page.name}, block {number}", "exec")
 
 
 @pytest.mark.parametrize("title", TRIED)
