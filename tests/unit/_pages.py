@@ -10,16 +10,22 @@ PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")],
     key=lambda page: page.name,
 )
-PLACEHOLDERS = ("mine.yaml", "my_experiment.yaml")
-"""Names of experiment files that only a reader can have."""
+MINE = "mine.yaml"
+"""The name that pages give to an experiment of the reader's."""
 
-_FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+_FENCED = re.compile(r"^```(\w*)(?: title=\"(?:[^\"]+)\")?\n(.*?)^```", re.M | re.S)
+_TITLED = re.compile(r"^```\w+ title=\"([^\"]+)\"\n(.*?)^```", re.M | re.S)
 _INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?: {4}.*\n|\n)+")
 _INLINE = re.compile(r"`((?:rft|make) [^`]+)`")
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return [text for name, text in _FENCED.findall(page.read_text()) if name == language]
+
+
+def titled(page: Path) -> dict[str, str]:
+    """The page's example files: by the name that a block has as its title, its text."""
+    return dict(_TITLED.findall(page.read_text()))
 
 
 def _code(page: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@ them, settings exist, and the recipes of docs/scoring.md pass `rft check` on dat
 name."""
 
 import argparse
+import ast
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ import rft
 from rft import cli, loader
 from rft.config import Experiment
 from rft.scorers import _sandbox
-from tests.unit._pages import PAGES, PLACEHOLDERS, ROOT, blocks, commands, mentions
+from tests.unit._pages import MINE, PAGES, ROOT, blocks, commands, mentions, titled
 
 BASE = Path(rft.__file__).parent / "embedded" / "model"
 EACH = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -149,17 +150,17 @@ def test_commands_exist(page: Path) -> None:
             for option in (w for w in words if w.startswith("--")):
                 assert f'"{option}"' in text, f"{words[0]} has no {option}"
         elif program == "rft":
-            settings_are_read(words)
+            settings_are_read(words, {MINE, *titled(page)})
 
 
-def settings_are_read(words: list[str]) -> None:
+def settings_are_read(words: list[str], theirs: set[str]) -> None:
     """Whether the command line takes these words, and the experiment the settings among them."""
     options, rest = cli.parser().parse_known_args(
         ["formats", "--", *words[1:]] if words[0] == "formats" else words
     )
     assert all("=" in word and not word.startswith("-") for word in rest), words
     config = getattr(options, "config", None)
-    if config is None or Path(config).name in PLACEHOLDERS:
+    if config is None or Path(config).name in theirs:
         return
     loader.load(ROOT / config, [*options.settings, *rest])
 
@@ -174,19 +175,43 @@ def test_commands_in_sentences_exist(page: Path) -> None:
             assert not [w for w in words if w.startswith("--") and w not in known], words
 
 
+def written() -> str:
+    """All text in the package's code, with … for what is put in, as pages show messages."""
+    said = []
+    for path in sorted((ROOT / "rft").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [getattr(part, "value", "…") for part in node.values]
+                said.append("".join(p if isinstance(p, str) else "…" for p in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.append(node.value)
+    return "\n".join(" ".join(text.split()) for text in said)
+
+
+def test_messages_on_the_pages_are_the_program_s() -> None:
+    faq = [line for text in blocks(ROOT / "docs/faq.md", "text") for line in text.splitlines()]
+    refused = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/own_data.md").read_text(), re.M)
+    assert len(faq) > 10 and len(refused) > 5
+    known = written()
+    for message in [*faq, *(one for one in refused if " " in one)]:
+        for piece in message.split("…"):
+            assert piece.strip(" .") in known, message
+
+
 @EACH
 def test_experiments_on_the_pages_load(page: Path, tmp_path: Path) -> None:
     """A whole experiment as it is; a part of one as what replaces that part of the quickstart."""
-    for number, block in enumerate(blocks(page, "yaml")):
+    for name, text in titled(page).items():
+        (tmp_path / name).write_text(text)
+    for block in blocks(page, "yaml"):
         for document in yaml.safe_load_all(block):
             assert isinstance(document, dict)
             if not document.keys() & Experiment.model_fields.keys() - {"name"}:
                 continue  # not an experiment's, such as a Kubernetes manifest
-            path = tmp_path / f"{number}.yaml"
             whole = "extends" in document or {"name", "model", "prompts"} <= document.keys()
             extends = "" if whole else f"extends: {ROOT}/configs/quickstart.yaml\n"
-            path.write_text(extends + block)
-            loader.load(path)
+            (tmp_path / "block.yaml").write_text(extends + block)
+            loader.load(tmp_path / "block.yaml")
 
 
 @EACH
