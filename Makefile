@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test lint format lock docs smollm2 clean
 BIN := .venv/bin
-CODE := rft tests scripts configs
+CODE := rft tests scripts configs docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from transformers import AutoTokenizer, LlamaConfig
 
 import rft
-from rft import cli, loader
-from rft.config import Experiment
+from rft import cli, components, loader
+from rft.config import Component, Experiment
+from rft.faults import model_in
 from rft.scorers import _sandbox
 from tests.unit._pages import MINE, PAGES, ROOT, blocks, commands, mentions, titled
 
@@ -212,6 +214,34 @@ def test_experiments_on_the_pages_load(page: Path, tmp_path: Path) -> None:
             extends = "" if whole else f"extends: {ROOT}/configs/quickstart.yaml\n"
             (tmp_path / "block.yaml").write_text(extends + block)
             loader.load(tmp_path / "block.yaml")
+
+
+@EACH
+def test_settings_named_on_the_pages_exist(page: Path) -> None:
+    sections = "|".join(k for k, f in Experiment.model_fields.items() if model_in(f.annotation))
+    text = page.read_text()
+    for dotted in re.findall(rf"`((?:{sections})(?:\.\w+)+)(?=[`=: ])", text):
+        if dotted == "ray.wait" or dotted.rpartition(".")[2] in ("parquet", "jsonl", "yaml"):
+            continue  # Ray's function; a file's name
+        section: type[BaseModel] | None = Experiment
+        for key in dotted.split("."):
+            if section is None:
+                break  # within a component's arguments, a pool, an arm
+            assert key in section.model_fields, f"{page.name}: {dotted}"
+            section = model_in(section.model_fields[key].annotation)
+
+
+def test_selectors_of_the_table_take_their_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("test.jsonl").write_text('{"question": "What is 3 + 4?"}\n')
+    page = (ROOT / "docs/selectors.md").read_text()
+    named = [yaml.safe_load(text) for text in re.findall(r"`(\{use: [^`]+\})`", page)]
+    assert {one["use"] for one in named} == set(components.builtin_names("selectors"))
+    for one in named:
+        given = {k: 1 if v == "arm:rft" else v for k, v in one.get("args", {}).items()}
+        components.make("selectors", Component(use=one["use"], args=given))
 
 
 @EACH

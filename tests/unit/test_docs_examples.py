@@ -99,9 +99,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_experiment_is_tried() -> None:
-    shown = {
-        page.name: {name for name in titled(page) if name.endswith(".yaml")} for page in PAGES
-    }
+    shown = {page.name: {name for name in titled(page) if name.endswith(".yaml")} for page in PAGES}
     assert {page: names for page, names in shown.items() if names} == {
         page: set(said) for page, said in SAYS.items()
     }
