@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import rft
+from rft import check, components, loader
+from rft.types import Candidate, Finish, Prompt, Verdict
 from tests.unit._pages import PAGES, ROOT, titled
 
 BASE = Path(rft.__file__).parent / "embedded" / "model"
@@ -86,18 +88,6 @@ def lines(path: Path, *rows: dict[str, Any]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-
-
 def test_every_experiment_is_tried() -> None:
     shown = {page.name: {name for name in titled(page) if name.endswith(".yaml")} for page in PAGES}
     assert {page: names for page, names in shown.items() if names} == {
@@ -106,26 +96,38 @@ def test_every_experiment_is_tried() -> None:
 
 
 @pytest.mark.parametrize("page", SAYS)
-def test_experiments_pass_check(page: str, tmp_path: Path) -> None:
+def test_experiments_pass_check(
+    page: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     given(tmp_path)
     for name, text in titled(ROOT / "docs" / page).items():
-        (tmp_path / name).write_text(text)
+        Path(name).write_text(text)
     for name, said in SAYS[page].items():
         settings = [f"model.base={BASE}", *SETTINGS.get(page, [])]
-        done = run(tmp_path, "rft.cli", "check", name, *settings)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert said in done.stdout
+        fine = check.check(loader.load(name, settings), name) == 0
+        told = capsys.readouterr().out
+        assert fine, told
+        assert said in told
 
 
 def test_scorer_page_s_own_test_passes_and_its_stream_scorer_scores(tmp_path: Path) -> None:
     files = titled(ROOT / "docs" / "own_scorer.md")
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    done = run(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", "test_units.py")
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_units.py"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
-
-    from rft import components
-    from rft.types import Candidate, Finish, Prompt, Verdict
 
     longest = components.find("scorers", f"{tmp_path}/longest.py:longest")()
     ours = [Candidate(str(n), "p", n, "x" * n, (), (), Finish.STOP) for n in (1, 3, 2)]
