@@ -135,6 +135,17 @@ def test_every_page_is_in_the_nav() -> None:
     assert {p.name for p in (ROOT / "docs").glob("*.md")} == {n for n in named if "/" not in n}
 
 
+def test_links_of_the_notebook_lead_to_pages() -> None:
+    cells = json.loads((ROOT / "docs/first_run.ipynb").read_text())["cells"]
+    text = "".join("".join(one["source"]) for one in cells if one["cell_type"] == "markdown")
+    links = re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", text)
+    assert len(links) > 3
+    for name, anchor in links:
+        headings = re.findall(r"^#+ (.+)$", (ROOT / "docs" / name).read_text(), re.M)
+        slugs = [re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in slugs, anchor
+
+
 def test_commands_are_found() -> None:
     """So that the tests below see what they are for."""
     assert len([words for page in PAGES for words in commands(page)]) > 40
