@@ -48,6 +48,7 @@ LEVELS = [
     },
     {"loader"},
     {"config"},
+    {"config_decoding"},
     {"config_train", "config_inference"},
     {"section"},
     {"faults", "types"},
