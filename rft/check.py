@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.table import Table
 
-from rft import components
+from rft import components, harness
 from rft.combine import UNJUDGED
 from rft.config import Arm, Experiment
 from rft.nodes import Node, refuse_formats
@@ -27,6 +27,7 @@ def check(experiment: Experiment, path: str) -> int:
     console = Console(highlight=False, soft_wrap=True)
     plan = Plan(experiment)
     refuse_formats(plan.nodes())
+    harness.refuse(plan.nodes())
     for arm in plan.arms.values():
         for split in ("train", "eval"):
             setting, scorers, _ = arm.scorers(split)

@@ -17,6 +17,8 @@ STAGES = {
     "eval": "evaluate the arms on the held-out problems",
 }
 
+HARNESS_EXAMPLE = "example: rft eval configs/quickstart.yaml --harness lm-eval 'eval.harness.tasks=[gsm8k]' --update"
+
 EXPORTS = {
     "model": "merged, checked",
     "adapter": "PEFT",
@@ -72,6 +74,10 @@ def parser() -> argparse.ArgumentParser:
         one = experiment(name, f"{about}, running the stages before it as needed",
                          f"rft {name} configs/quickstart.yaml")  # fmt: skip
         one.add_argument("--update", action="store_true", help="as for `rft run`")
+        if name == "eval":
+            one.epilog = HARNESS_EXAMPLE
+            one.add_argument("--harness", choices=("lm-eval",),
+                             help="evaluate on the tasks of eval.harness as well, and report")  # fmt: skip
     experiment("report", "compare the arms again and write the report",
                "rft report configs/quickstart.yaml compare.level=0.9")  # fmt: skip
     one = experiment("export", "write what an arm has learnt, or the rows that it learnt from, as a folder with "
@@ -151,6 +157,7 @@ def _do(options: argparse.Namespace) -> int:
         show.show(Path(options.run), options.stage, options.id, options.n, options.tokens)
         return 0
     from rft import loader
+    from rft.types import RftError
 
     experiment = loader.load(options.config, options.settings)
     if options.verb == "export":
@@ -179,7 +186,12 @@ def _do(options: argparse.Namespace) -> int:
     if options.verb == "report":
         runner.report(experiment)
         return 0
-    until = None if options.verb == "run" else options.verb
+    with_harness = getattr(options, "harness", None) is not None
+    if with_harness and not experiment.eval.harness.tasks:
+        raise RftError(
+            f"{options.config}: --harness: name the tasks, for instance 'eval.harness.tasks=[gsm8k]'"
+        )
+    until = None if options.verb == "run" or with_harness else options.verb
     runner.run(experiment, until=until, update=options.update)
     return 0
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from rft.config_harness import Harness
 from rft.config_inference import DTYPES, Inference
 from rft.section import Component, Fraction, Positive, Section
 
@@ -128,6 +129,7 @@ class Eval(Decoding):
     """Evaluate every arm on so many training problems as well, the first that have a worked solution (any,
     where none has one): the report then tells how much better an arm does on what it has seen."""
     inference: Inference = Inference()
+    harness: Harness = Harness()
 
     @model_validator(mode="after")
     def _enough(self) -> "Eval":

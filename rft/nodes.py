@@ -16,7 +16,7 @@ class Node:
     """One stage to run: its key's inputs, the stages it reads, and what its process is told."""
 
     kind: str
-    """prompts, sample, score, select, train or eval."""
+    """prompts, sample, score, select, train or eval; tasks or harness."""
     label: str
     inputs: dict[str, Any]
     needs: tuple["Node", ...]

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rft import components, prompts
+from rft import components, harness, prompts
 from rft.chat import chat_digest
 from rft.config import ConfigError, Experiment, Model, Sample
 from rft.config_decoding import Decoding, Eval
@@ -68,6 +68,8 @@ class Plan:
             end = self._eval(name, seed, number, suffix)
             links[f"6_eval_sample{suffix}"], links[f"6_eval_score{suffix}"] = end.needs
             links[f"6_eval{suffix}"] = end
+        if number == arm.last_round:
+            links |= harness.links(self, name, seed, links.get("5_train"))
         return links
 
     def node(self, kind: str, label: str, inputs: dict[str, Any], *needs: Node, **job: Any) -> Node:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rft
-from rft import components, forecast, loops, pilots, process, rows, rundir
+from rft import components, forecast, harness, loops, pilots, process, rows, rundir
 from rft.config import Experiment
 from rft.loader import dump
 from rft.nodes import Node, in_order, refuse_formats
@@ -23,7 +23,7 @@ from rft.types import Prompt, RftError, digest
 STOP_S = 60
 """Seconds that an interrupted stage has to write what it holds."""
 
-KINDS = ("prompts", "sample", "score", "select", "train", "eval")
+KINDS = ("tasks", "prompts", "sample", "score", "select", "train", "eval", "harness")
 """In order of urgency: what is ready and comes first here runs first."""
 
 
@@ -41,6 +41,7 @@ def run(experiment: Experiment, until: str | None = None, update: bool = False) 
         nodes = list(plan.nodes())
         wanted = _needed(nodes, until)
         refuse_formats(wanted)
+        harness.refuse(wanted)
         _refuse_changes(plan, update)
         _lay_out(plan)
         _mend(nodes)
@@ -192,6 +193,8 @@ def _process_of(node: Node) -> str:
         # Other samplers may look at the text of a prompt, these take its tokens.
         chat = None if job["use"] in ("vllm", "ray", "transformers") else job["chat"]
         return digest(*(job[part] for part in ("use", "args", "model", "engine")), chat)
+    if node.kind == "harness":
+        return digest(node.job["model"])
     if node.kind == "train":
         return str(node.job["train"]["launch"])
     return ""
@@ -445,4 +448,5 @@ def _report(plan: Plan, lock: int) -> None:
         "k": experiment.eval.k,
         "arms": entries,
     }
+    job["harness"] = harness.entry(plan, job)
     _spawn(plan, "report", [job], lock, None)

@@ -6,7 +6,7 @@ last one. Choosing the arm that came out best would make its p-value untrue.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rft import paired, power, stats
 from rft.config_inference import NAMES
+from rft.report.harness import TaskRuns
 from rft.report.load import STAGES, ArmRun
 from rft.stats import Interval
 
@@ -47,6 +48,8 @@ METHODS = {
     "the sampler says its weights take, GiB; peak_gb: GiB of a GPU's memory where there is one, else of the "
     "sampling process since it began: libraries, loading and vLLM's key-value cache included; "
     "tokens_per_s: while sampling. Arms that one engine served share its figures",
+    "harness": "lm-evaluation-harness's value of each problem, from 0 to 1, by the metric and filter that are "
+    "named; compared as arms are, each task a family of its own; a group's problems together, each counted once",
     "pass_at_k": "unbiased (Chen et al. 2021, equation 1), mean over problems",
     "maj_at_k": "the most frequent answer of k drawn without replacement; ties split evenly, "
     "empty answers do not vote; exact where at most 1,000 choices of k exist, else 1,000 random ones",
@@ -55,12 +58,39 @@ METHODS = {
 }
 
 
-def compare(job: dict[str, Any], runs: list[ArmRun]) -> dict[str, Any]:
-    """comparison.json. Accuracies and differences are fractions, not percent."""
+def compare(
+    job: dict[str, Any], runs: list[ArmRun], tasks: Sequence[TaskRuns] = ()
+) -> dict[str, Any]:
+    """comparison.json. tasks: of lm-evaluation-harness. Accuracies and differences are fractions, not percent."""
     level = job["level"]
     arms = list(dict.fromkeys(run.arm for run in runs))
     baseline = job["baseline"] if job["baseline"] in arms else None
     headline = headline_arm(runs, baseline)
+    comparisons = _compared(runs, job, baseline, headline)
+    every_n = np.concatenate([run.n_P for run in runs])
+    return {
+        "name": job["name"],
+        "answer": "",
+        "headline": {"arm": headline, "baseline": baseline},
+        "level": level,
+        "resamples": job["resamples"],
+        "problems": len(runs[0].problems),
+        "samples_per_problem": {"smallest": int(every_n.min()), "largest": int(every_n.max())},
+        "arms": [_one(run, job["k"], level) for run in runs],
+        "pooled": {arm: _pooled([r for r in runs if r.arm == arm], job) for arm in arms},
+        "comparisons": comparisons,
+        "formats": _formats(runs, job),
+        "harness": [_task(task, job, baseline, headline) for task in tasks],
+        "methods": METHODS,
+    }
+
+
+def _compared(
+    runs: list[ArmRun], job: dict[str, Any], baseline: str | None, headline: str | None
+) -> list[dict[str, Any]]:
+    """Every arm against the baseline, then the headline arm against the others: for each seed, then
+    pooled."""
+    arms = list(dict.fromkeys(run.arm for run in runs))
     pairs = [(arm, baseline) for arm in arms if baseline and arm != baseline]
     if baseline and headline:
         # The headline arm against its controls: did the filter and the samples matter?
@@ -75,21 +105,31 @@ def compare(job: dict[str, Any], runs: list[ArmRun]) -> dict[str, Any]:
         [c for c in comparisons if c["seed"] is None and c["baseline"] == baseline],
         [c for c in comparisons if c["seed"] is None and c["baseline"] != baseline],
     ):
-        _adjust(family, runs, level)
-    every_n = np.concatenate([run.n_P for run in runs])
+        _adjust(family, runs, job["level"])
+    return comparisons
+
+
+def _task(
+    task: TaskRuns, job: dict[str, Any], baseline: str | None, headline: str | None
+) -> dict[str, Any]:
+    """A task of lm-evaluation-harness: the arms' means and differences, each task a family of its own."""
+    runs = list(task.runs)
+    comparisons = _compared(runs, job, baseline, headline) if runs else []
+    if any(n > 1 for run in runs[:1] for n in run.n_P):
+        for one in comparisons:
+            one["power"] = None  # a value's denominator is no number of samples
     return {
-        "name": job["name"],
-        "answer": "",
-        "headline": {"arm": headline, "baseline": baseline},
-        "level": level,
-        "resamples": job["resamples"],
-        "problems": len(runs[0].problems),
-        "samples_per_problem": {"smallest": int(every_n.min()), "largest": int(every_n.max())},
-        "arms": [_one(run, job["k"], level) for run in runs],
-        "pooled": {arm: _pooled([r for r in runs if r.arm == arm], job) for arm in arms},
+        "task": task.task,
+        "metric": task.metric,
+        "tasks": list(task.tasks),
+        "fault": task.fault,
+        "problems": len(runs[0].problems) if runs else 0,
+        "cut_prompts": task.cut_prompts,
+        "pooled": {
+            arm: _pooled([run for run in runs if run.arm == arm], job)
+            for arm in dict.fromkeys(run.arm for run in runs)
+        },
         "comparisons": comparisons,
-        "formats": _formats(runs, job),
-        "methods": METHODS,
     }
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rft.report.load import ArmRun
+from rft.rundir import StageDir
 from rft.types import ProblemRow, RftError
 
 MILLION = 1_000_000
@@ -49,29 +51,7 @@ def read(path: Path, metric: str | None = None) -> Outcomes:
     Raises RftError where the file cannot be read, has no such metric, or none with a value from 0 to 1
     for each problem: a corpus metric (BLEU, perplexity) has only parts there that make no value.
     """
-    found = re.fullmatch(_NAME, path.name)
-    task = found["task"] if found else path.stem.removeprefix("samples_")
-    values: dict[str, list[tuple[str, Any, str, str]]] = {}
-    seen: Counter[tuple[str, str]] = Counter()
-    for place, row in _lines(path):
-        try:
-            chosen, doc, prompt = row.get("filter", "none"), row["doc_hash"], row["prompt_hash"]
-            names = row.get("metrics") or [k for k in row if k not in _KNOWN]
-            told = {name: row[name] for name in names}
-        except (KeyError, TypeError, AttributeError) as fault:
-            raise RftError(
-                f"{place}: no row of lm-eval's samples (no {fault}): give a samples_*.jsonl file that "
-                "`lm_eval run --log_samples` wrote"
-            ) from None
-        seen[chosen, doc] += 1
-        # A task may hold the same problem twice.
-        nth = f"#{seen[chosen, doc]}" if seen[chosen, doc] > 1 else ""
-        answer = row.get("filtered_resps")
-        for name, value in told.items():
-            one = f"{task}:{doc}{nth}", value, _text(answer), prompt
-            values.setdefault(f"{name},{chosen}", []).append(one)
-    if not values:
-        raise RftError(f"{path}: there are no samples in it: run the task again with --log_samples")
+    task, values = _values(path)
     name = _choose(path, metric, values)
     rows = sorted(values[name], key=lambda row: row[0])
     counts = _counts([value for _, value, _, _ in rows])
@@ -97,6 +77,97 @@ def read(path: Path, metric: str | None = None) -> Outcomes:
         for (id, _, answer, _), (correct, n) in zip(rows, counts)
     ]
     return Outcomes(task, name, tuple(problems), tuple(row[3] for row in rows))
+
+
+def means(path: Path) -> dict[str, tuple[float, int]]:
+    """Metric -> (mean over problems, problems), in the file's order, for those with a value from 0 to 1
+    for each problem. Raises RftError where the file cannot be read."""
+    found = {}
+    for name, rows in _values(path)[1].items():
+        if counts := _counts([row[1] for row in rows]):
+            found[name] = sum(correct / n for correct, n in counts) / len(counts), len(counts)
+    return found
+
+
+@dataclass(frozen=True)
+class TaskRuns:
+    """A task, group or tag as every arm and seed has done it, or why that cannot be compared."""
+
+    task: str
+    metric: str = ""
+    tasks: tuple[str, ...] = ()
+    """What a group or tag is made of."""
+    runs: tuple[ArmRun, ...] = ()
+    cut_prompts: int = 0
+    """Most problems of a run whose prompt was too long for the model."""
+    fault: str | None = None
+
+
+def load(entries: list[dict[str, Any]]) -> list[TaskRuns]:
+    """What the job of the report names under `harness`."""
+    return [_load(entry) for entry in entries if entry["runs"]]
+
+
+def _load(entry: dict[str, Any]) -> TaskRuns:
+    task, runs, asked_with = entry["task"], [], set()
+    manifests = [StageDir(Path(one["folder"])).manifest() or {} for one in entry["runs"]]
+    metric = entry["metric"] or next(iter(manifests[0]["metrics"]), None)
+    if metric is None:
+        return TaskRuns(
+            task, fault="no metric of it is a mean over problems, and better where higher"
+        )
+    try:
+        for one, manifest in zip(entry["runs"], manifests):
+            got = [read(Path(one["folder"]) / f, metric) for f in manifest["files_of"].values()]
+            metric = got[0].metric
+            problems = sorted((p for part in got for p in part.problems), key=lambda p: p.prompt_id)
+            runs.append(ArmRun(one["arm"], one["seed"], {}, {}, tuple(problems), ()))
+            asked_with.add(
+                tuple((*(p.prompt_id for p in part.problems), *part.prompts) for part in got)
+            )
+    except RftError as fault:
+        return TaskRuns(task, metric, fault=str(fault))
+    if metric not in manifests[0]["metrics"]:
+        good = "; ".join(manifests[0]["metrics"])
+        return TaskRuns(
+            task,
+            metric,
+            fault=f"{metric} is no mean over problems that is better where higher: {good} are",
+        )
+    if len(asked_with) > 1:
+        return TaskRuns(
+            task, metric, fault="the arms were asked different problems, or in other words"
+        )
+    cut = max(manifest["cut_prompts"] for manifest in manifests)
+    return TaskRuns(task, metric, tuple(manifests[0]["files_of"]), tuple(runs), cut)
+
+
+def _values(path: Path) -> tuple[str, dict[str, list[tuple[str, Any, str, str]]]]:
+    """The task, and by metric (problem, value, answer, hash of the prompt)."""
+    found = re.fullmatch(_NAME, path.name)
+    task = found["task"] if found else path.stem.removeprefix("samples_")
+    values: dict[str, list[tuple[str, Any, str, str]]] = {}
+    seen: Counter[tuple[str, str]] = Counter()
+    for place, row in _lines(path):
+        try:
+            chosen, doc, prompt = row.get("filter", "none"), row["doc_hash"], row["prompt_hash"]
+            names = row.get("metrics") or [k for k in row if k not in _KNOWN]
+            told = {name: row[name] for name in names}
+        except (KeyError, TypeError, AttributeError) as fault:
+            raise RftError(
+                f"{place}: no row of lm-eval's samples (no {fault}): give a samples_*.jsonl file that "
+                "`lm_eval run --log_samples` wrote"
+            ) from None
+        seen[chosen, doc] += 1
+        # A task may hold the same problem twice.
+        nth = f"#{seen[chosen, doc]}" if seen[chosen, doc] > 1 else ""
+        answer = row.get("filtered_resps")
+        for name, value in told.items():
+            one = f"{task}:{doc}{nth}", value, _text(answer), prompt
+            values.setdefault(f"{name},{chosen}", []).append(one)
+    if not values:
+        raise RftError(f"{path}: there are no samples in it: run the task again with --log_samples")
+    return task, values
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:

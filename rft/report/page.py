@@ -78,6 +78,7 @@ def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]
         "k_figures": _k_figures(comparison, colours, first),
         "losses": _losses(runs, colours, first),
         "format_note": words.format_note(comparison),
+        "harness": [_task(comparison, task) for task in comparison["harness"]],
         "formats": [words.formats(run.arm, run.manifests["train"]) for run in firsts if run.steps],
         "funnels": [_funnel(run) for run in firsts if "select" in run.manifests],
         "yields": _yields(sampled, colours),
@@ -176,6 +177,14 @@ def _k_figures(
             )  # fmt: skip
             out.append({"name": name, "about": about, "svg": svg, "legend": series})
     return out
+
+
+def _task(comparison: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
+    headings, table = words.task_cells(comparison, task)
+    signed = [
+        [cell.replace("-", "−") if i > 1 else cell for i, cell in enumerate(row)] for row in table
+    ]
+    return {"note": words.task_note(task), "headings": headings, "table": signed}
 
 
 def _losses(runs: list[ArmRun], colours: dict[str, int], first: int) -> dict[str, Any] | None:

@@ -134,6 +134,40 @@ def _cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return headings, table
 
 
+def task_cells(
+    comparison: dict[str, Any], task: dict[str, Any]
+) -> tuple[list[str], list[list[str]]]:
+    """The table of a task of lm-evaluation-harness; no rows where arms cannot be compared on it."""
+    baseline, level = comparison["headline"]["baseline"], level_name(comparison["level"])
+    headings = [task["task"], f"mean % ({level})"]
+    headings += [f"points vs {baseline}", "p", "p (Holm)"] if baseline else []
+    table = []
+    for arm, pooled in task["pooled"].items():
+        got = pooled["accuracy"]
+        cells = [arm, f"{percent(got['value'])} ({between(got['low'], got['high'], percent)})"]
+        if arm == baseline:
+            cells += ["baseline", "", ""]
+        elif baseline:
+            pair = find(task, arm, baseline)
+            cells.append(f"{points(pair['difference'])} ({between(pair['low'], pair['high'])})")
+            cells += [p_value(pair[p])[2:].lstrip("= ") for p in ("p", "p_holm")]
+        table.append(cells)
+    return headings, table
+
+
+def task_note(task: dict[str, Any]) -> str:
+    """What a task's table shows, or why there is none."""
+    if task["fault"]:
+        return f"{task['task']} (lm-evaluation-harness): cannot be compared: {task['fault']}."
+    parts = f", of {len(task['tasks'])} tasks" if len(task["tasks"]) > 1 else ""
+    cut = task["cut_prompts"]
+    return (
+        f"{task['task']} (lm-evaluation-harness): mean of {task['metric']} over the same "
+        f"{task['problems']:,} problems{parts}."
+        + (f" {cut:,} prompts were too long for the model and lack their beginning." if cut else "")
+    )
+
+
 def format_cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table of number formats; no rows where arms were evaluated in one only."""
     headings = ["arm", "format", f"accuracy % ({level_name(comparison['level'])})"]
@@ -307,6 +341,10 @@ def results(comparison: dict[str, Any]) -> str:
         lines += ["", *[f"- {line}" for line in seeds]]
     if comparison.get("formats"):
         lines += ["", *_markdown_table(*format_cells(comparison)), "", format_note(comparison)]
+    for task in comparison.get("harness", []):
+        lines += ["", task_note(task)]
+        if task["pooled"]:
+            lines += ["", *_markdown_table(*task_cells(comparison, task))]
     arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
     controls = [c for c in comparison["pooled"] if c not in (arm, baseline)]
     if arm and baseline and controls:
@@ -359,4 +397,8 @@ def terminal(comparison: dict[str, Any]) -> str:
     if comparison.get("formats"):
         show(*format_cells(comparison))
         console.print(Text(format_note(comparison)))
+    for task in comparison.get("harness", []):
+        if task["pooled"]:
+            show(*task_cells(comparison, task))
+        console.print(Text(task_note(task)))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -292,6 +292,19 @@ def _params(request: Request, tokens: int) -> Any:
     )
 
 
+def for_others(setup: Setup) -> tuple[dict[str, Any], dict[str | None, Any]]:
+    """What a library that starts an engine of its own needs: its arguments, and by adapter what a request
+    for it is given. Sets the environment. Raises RftError as `engine_args` does."""
+    _set_environment(setup.model, setup.engine)
+    from vllm.lora.request import LoRARequest
+    from vllm.platforms import current_platform
+
+    requests: dict[str | None, Any] = {None: None}
+    for i, path in enumerate(setup.adapters, 1):
+        requests[path] = LoRARequest(f"adapter{i}", i, path)
+    return engine_args(setup, current_platform.is_cpu()), requests
+
+
 def engine_args(setup: Setup, on_cpu: bool) -> dict[str, Any]:
     """Arguments for `vllm.LLM`. Raises RftError for an `engine.extra` that can't be."""
     model, engine = setup.model, setup.engine
@@ -390,7 +403,7 @@ def _end_ids(llm: Any, setup: Setup) -> frozenset[int]:
 
 
 def _set_environment(model: Model, engine: Engine) -> None:
-    """What vLLM reads from the environment, before it is imported."""
+    """Sets what vLLM reads from the environment, before it is imported."""
     cores = sorted(os.sched_getaffinity(0))
     share = max(1, len(cores) // engine.tensor_parallel)
     groups = [cores[i * share : (i + 1) * share] for i in range(engine.tensor_parallel)]

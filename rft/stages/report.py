@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rft import process, rows
-from rft.report import load, page, words
+from rft.report import harness, load, page, words
 from rft.report.compare import compare
 from rft.rundir import to_json
 
@@ -21,7 +21,7 @@ def run(jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         folder = Path(job["folder"])
         runs = load.load(job)
-        comparison = compare(job, runs)
+        comparison = compare(job, runs, harness.load(job.get("harness", [])))
         comparison["answer"] = words.answer(comparison)
         rows.write_bytes(folder / "comparison.json", to_json(comparison))
         rows.write_bytes(folder / "report.md", words.markdown(comparison).encode())

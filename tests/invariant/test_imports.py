@@ -15,6 +15,7 @@ LEVELS = [
     {"dataset"},
     {"pilots"},
     {"plan"},
+    {"harness"},
     {"identity", "nodes"},
     {"stages"},
     {"sampling"},
@@ -49,7 +50,7 @@ LEVELS = [
     {"loader"},
     {"config"},
     {"config_decoding"},
-    {"config_train", "config_inference"},
+    {"config_train", "config_inference", "config_harness"},
     {"section"},
     {"faults", "types"},
 ]
@@ -184,6 +185,7 @@ def test_torch_stays_with_what_computes() -> None:
                 "training/",
                 "samplers/",
                 "stages/train.py",
+                "stages/harness.py",
                 *MODELS,
             )
             assert name.startswith(places), f"{name} imports {library}"

@@ -1,13 +1,20 @@
 """Sample files of lm-evaluation-harness as rows; tests/pipeline/test_harness.py has the harness write them."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rft import harness as in_plan
+from rft import loader
+from rft.plan import Plan
 from rft.report import harness
+from rft.rundir import StageDir
 from rft.types import RftError
+
+ROOT = Path(__file__).parents[2]
 
 NAME = "samples_some_task_2026-09-29T10-11-12.345678.jsonl"
 
@@ -113,3 +120,99 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(RftError, match="no samples"):
         harness.read(path)
+
+
+BODY = """
+name: x
+model: {base: %(root)s/rft/embedded/model}
+prompts: {use: jsonl, args: {train: %(root)s/rft/embedded/train.jsonl, eval: %(root)s/rft/embedded/eval.jsonl}}
+"""
+
+
+def planned(folder: Path, *settings: str) -> Plan:
+    path = folder / "x.yaml"
+    path.write_text(BODY % {"root": ROOT})
+    return Plan(loader.load(str(path), [f"runs={folder}", *settings]))
+
+
+def keys(plan: Plan) -> dict[tuple[str, str], str]:
+    return {
+        (row.arm, name): node.key
+        for row in plan.rows
+        for name, node in row.links.items()
+        if name.startswith(in_plan.LINK)
+    }
+
+
+def test_each_arm_and_task_is_a_stage_that_knows_what_it_depends_on(tmp_path: Path) -> None:
+    tasks = "eval.harness.tasks=[gsm8k,ifeval]"
+    first = keys(planned(tmp_path, tasks))
+    assert sorted(first) == [
+        (arm, f"7_harness_{task}") for arm in ("base", "rft", "sft") for task in ("gsm8k", "ifeval")
+    ]
+    assert len(set(first.values())) == 6
+    # What is compared by, and how fast it goes, changes no answer; one task more changes no other.
+    same = ("eval.harness.metric={gsm8k: exact_match}", "eval.harness.batch_size=2")
+    assert keys(planned(tmp_path, tasks, *same)) == first
+    assert (
+        first.items() <= keys(planned(tmp_path, "eval.harness.tasks=[mmlu,gsm8k,ifeval]")).items()
+    )
+    for setting in ("harness.limit=5", "harness.num_fewshot=1", "engine.dtype=bfloat16"):
+        assert not set(first.values()) & set(
+            keys(planned(tmp_path, tasks, f"eval.{setting}")).values()
+        )
+    assert not keys(planned(tmp_path))
+    own = tmp_path / "tasks"
+    own.mkdir()
+    there = keys(planned(tmp_path, tasks, f"eval.harness.include_path={own}"))
+    (own / "mine.yaml").write_text("task: mine")
+    assert there != keys(planned(tmp_path, tasks, f"eval.harness.include_path={own}"))
+
+
+@pytest.mark.parametrize(
+    "setting, say",
+    [
+        ("eval.harness.tasks=[a,a]", "each task once"),
+        ("eval.harness.tasks=[./my/task.yaml]", "is no task's name"),
+        ("eval.harness.metric={b: acc}", r"metric\.b: there is no such task"),
+        ("arms.rft.eval.harness.tasks=[b]", r"arms\.rft\.eval\.harness: .* set eval\.harness"),
+        ("eval.harness.include_path=/nowhere", r"include_path: no such folder: /nowhere"),
+        ("eval.engine.dtype=int8", r"eval\.harness\.tasks: the harness is not run in int8"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, setting: str, say: str) -> None:
+    with pytest.raises(RftError, match=say):
+        planned(tmp_path, "eval.harness.tasks=[a]", "eval.use=transformers", setting)
+
+
+def test_where_it_is_not_installed_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(tmp_path, "eval.harness.tasks=[gsm8k]")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RftError, match=r"pip install 'rft\[harness\]'"):
+        in_plan.refuse(plan.nodes())
+    in_plan.refuse(planned(tmp_path).nodes())
+
+
+def test_arms_with_other_problems_or_prompts_are_not_compared(tmp_path: Path) -> None:
+    def stage(name: str, *lines: dict[str, Any]) -> dict[str, Any]:
+        folder = tmp_path / name
+        folder.mkdir()
+        path = write(folder, *lines)
+        told = {"x,none": 1.0}
+        StageDir(folder).commit(0, metrics=told, files_of={"some_task": path.name}, cut_prompts=0)
+        return {"arm": name, "seed": 0, "folder": str(folder)}
+
+    one = stage("one", line("a", x=1.0), line("b", x=0.0))
+    two = stage("two", line("b", x=1.0), line("a", x=1.0))
+    other = stage("other", line("a", x=1.0), line("c", x=1.0))
+    asked = stage("asked", line("a", x=1.0), {**line("b", x=1.0), "prompt_hash": "else"})
+    entry = {"task": "some_task", "metric": None}
+    (got,) = harness.load([{**entry, "runs": [one, two]}])
+    assert got.fault is None and [p.correct for p in got.runs[0].problems] == [1, 0]
+    for bad in (other, asked):
+        (got,) = harness.load([{**entry, "runs": [one, bad]}])
+        assert got.fault == "the arms were asked different problems, or in other words"
+    (got,) = harness.load([{**entry, "metric": "f1", "runs": [one, two]}])
+    assert got.fault and "no metric f1" in got.fault
