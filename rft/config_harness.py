@@ -13,7 +13,7 @@ class Harness(Section):
     problem. Needs `pip install 'rft[harness]'`. All arms have the same tasks."""
 
     tasks: list[str] = []
-    """Names of tasks, groups or tags, such as `gsm8k`, `minerva_math` or `ifeval`; `lm_eval ls tasks` lists
+    """Names of tasks, groups or tags, such as `gsm8k`, `hendrycks_math` or `ifeval`; `lm_eval ls tasks` lists
     them. The problems of a group or tag are compared together."""
     include_path: str | None = None
     """Folder with task files (YAML) of your own, `./folder` or absolute."""

@@ -39,11 +39,14 @@ def _look(found: Any, name: str, unsafe: bool) -> dict[str, Any]:
     try:
         loaded = found.load([name])["tasks"]
     except Exception as fault:
-        raise RftError(
-            f"eval.harness.tasks: {name} cannot be loaded: {_short(fault)}. Its data set must be in the "
-            "cache of the Hugging Face hub or to be had from there; or copy the task's YAML into a folder of "
-            "your own (include_path) with `dataset_path: json` and the files under dataset_kwargs.data_files"
-        ) from fault
+        said = f"eval.harness.tasks: {name} cannot be loaded: {_short(fault)}"
+        if isinstance(fault, OSError | ValueError):
+            said += (
+                ". Its data set must be in the cache of the Hugging Face hub or to be had from there; or copy "
+                "the task's YAML into a folder of your own (include_path), with `dataset_path: json` and the "
+                "files under dataset_kwargs.data_files"
+            )
+        raise RftError(said) from fault
     for leaf, task in loaded.items():
         if not _harness.means(task):
             raise RftError(
