@@ -62,7 +62,7 @@ def links(plan: "Plan", name: str, seed: int, trained: Node | None) -> dict[str,
         "adapter": trained.key if trained else "base",
         "engine": {"use": asked.model, "dtype": engine.dtype, "extra": engine.extra},
     }
-    return {
+    evaluations = {
         link(task): plan.node(
             "harness",
             f"{task} ({name}, seed {seed})",
@@ -78,6 +78,7 @@ def links(plan: "Plan", name: str, seed: int, trained: Node | None) -> dict[str,
         )
         for task in asked.tasks
     }
+    return {"1_tasks": look, **evaluations}
 
 
 def refuse(nodes: Iterable[Node]) -> None:

@@ -24,6 +24,10 @@ from rft.stages import _harness
 from rft.types import RftError, Setup
 
 
+LONGEST = 8192
+"""Tokens of prompt and answer that vLLM makes room for, where the model takes as many."""
+
+
 def run(jobs: list[dict[str, Any]]) -> None:
     """Raises RftError where a model or an adapter cannot be had."""
     todo = [job for job in jobs if StageDir(Path(job["folder"])).manifest() is None]
@@ -90,17 +94,27 @@ def _with_vllm(jobs: list[dict[str, Any]]) -> Iterator[tuple[Any, dict[str, Any]
     model, engine = _weights(jobs[0]), Engine(**jobs[0]["engine"])
     by_adapter = _by_adapter(jobs)
     adapters = tuple(folder for folder in by_adapter if folder)
+    # Few-shot prompts can be longer than ours; but memory is set aside for the longest that may come.
+    longest = min(_context(model), max(model.max_len, LONGEST))
+    model = model.model_copy(update={"max_len": longest})
     setup = Setup(model, engine, Renderer(model, Chat()), {}, adapters, section="eval")
     args, requests = vllm.for_others(setup)
     from lm_eval.models.vllm_causallms import VLLM
 
-    # Prompts of the harness can be longer than ours: as long as the model takes.
-    args["max_model_len"] = None
     lm = VLLM(pretrained=args.pop("model"), **args)
     for adapter, same in by_adapter.items():
         lm.lora_request = requests[adapter]
         for job in same:
             yield lm, job
+
+
+def _context(model: Model) -> int:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    return int(getattr(config, "max_position_embeddings", model.max_len))
 
 
 def _evaluate(lm: Any, found: Any, job: dict[str, Any]) -> None:
