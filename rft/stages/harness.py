@@ -15,14 +15,14 @@ from typing import Any
 
 from rft import process
 from rft.chat import Renderer
-from rft.config import Chat, Engine, Model
+from rft.config import Chat, Model
+from rft.config_decoding import Engine
 from rft.report import harness
 from rft.rundir import StageDir
 from rft.samplers import vllm
 from rft.samplers._formats import missing
 from rft.stages import _harness
 from rft.types import RftError, Setup
-
 
 LONGEST = 8192
 """Tokens of prompt and answer that vLLM makes room for, where the model takes as many."""
