@@ -16,7 +16,6 @@ def manager(folder: str | None, tasks: tuple[str, ...]) -> Any:
 
     Raises RftError for a task that there is none of, with names like it.
     """
-    # Or each model's answers would be looked up on the network, data sets and all, for minutes.
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
