@@ -437,7 +437,9 @@ def test_every_setting_is_described() -> None:
 def test_null_takes_an_arm_out(tmp_path: Path) -> None:
     quick = Path(__file__).parents[2] / "configs/quickstart.yaml"
     assert set(
-        loader.load(quick, ["arms.random=null", "arms.rft=null", "arms.sft_matched=null"]).arms
+        loader.load(
+            quick, [f"arms.{arm}=null" for arm in ("random", "rft", "rft_repeats", "sft_matched")]
+        ).arms
     ) == {
         "base",
         "sft",
