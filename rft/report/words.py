@@ -2,9 +2,12 @@
 
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
+from rft.report import parts
 from rft.report.compare import find, is_shown
+from rft.report.parts import Part
 from rft.stats import first_pass_at_k
 
 
@@ -290,23 +293,24 @@ def evidence(comparison: dict[str, Any], pair: dict[str, Any]) -> list[str]:
     return out
 
 
-def markdown(comparison: dict[str, Any]) -> str:
-    """report.md."""
+def markdown(comparison: dict[str, Any], more: Sequence[Part] = ()) -> str:
+    """report.md. more: the sections after the results."""
     name = " ".join(str(comparison["name"]).split()).replace("<", "&lt;")
     files = (
         "report.html has the figures and examples, comparison.json every number with its method."
     )
-    return f"# {name}\n\n{results(comparison)}\n\n{files}\n"
+    rest = [line for part in more for line in parts.markdown(part)]
+    return "\n".join([f"# {name}", "", results(comparison), *rest, "", files, ""])
 
 
 def results(comparison: dict[str, Any]) -> str:
     """What report.md and cards say."""
     lines = [f"**{comparison['answer']}**", ""]
-    lines += _markdown_table(*_cells(comparison))
+    lines += parts.grid(*_cells(comparison))
     if seeds := by_seed(comparison):
         lines += ["", *[f"- {line}" for line in seeds]]
     if comparison.get("formats"):
-        lines += ["", *_markdown_table(*format_cells(comparison)), "", format_note(comparison)]
+        lines += ["", *parts.grid(*format_cells(comparison)), "", format_note(comparison)]
     arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
     controls = [c for c in comparison["pooled"] if c not in (arm, baseline)]
     if arm and baseline and controls:
@@ -316,16 +320,9 @@ def results(comparison: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _markdown_table(headings: list[str], table: list[list[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(headings) + " |",
-        "|---" + "|---:" * (len(headings) - 1) + "|",
-        *("| " + " | ".join(cells) + " |" for cells in table),
-    ]
-
-
-def terminal(comparison: dict[str, Any]) -> str:
-    """The table and the answer for the terminal that RFT_TERMINAL names; plain where it is none."""
+def terminal(comparison: dict[str, Any], brief: Sequence[str] = ()) -> str:
+    """The table and the answer for the terminal that RFT_TERMINAL names; plain where it is none. brief:
+    lines after them."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -359,4 +356,6 @@ def terminal(comparison: dict[str, Any]) -> str:
     if comparison.get("formats"):
         show(*format_cells(comparison))
         console.print(Text(format_note(comparison)))
+    for line in brief:
+        console.print(Text(f"  {line}"))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

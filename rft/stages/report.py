@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rft import process, rows
-from rft.report import load, page, words
+from rft.report import evidence, load, page, words
 from rft.report.compare import compare
 from rft.rundir import to_json
 
@@ -23,12 +23,14 @@ def run(jobs: list[dict[str, Any]]) -> None:
         runs = load.load(job)
         comparison = compare(job, runs)
         comparison["answer"] = words.answer(comparison)
+        evidence.gather(job, runs, comparison)
+        parts = evidence.parts(comparison)
         rows.write_bytes(folder / "comparison.json", to_json(comparison))
-        rows.write_bytes(folder / "report.md", words.markdown(comparison).encode())
-        html = page.render(job, runs, comparison)
+        rows.write_bytes(folder / "report.md", words.markdown(comparison, parts).encode())
+        html = page.render(job, runs, comparison, parts)
         # A lone surrogate in model text cannot be UTF-8.
         rows.write_bytes(folder / "report.html", html.encode(errors="replace"))
-        process.say(words.terminal(comparison))
+        process.say(words.terminal(comparison, evidence.brief(comparison)))
         process.say(f"report: {folder / 'report.html'}")
 
 

@@ -45,11 +45,12 @@ LEVELS = [
         "hosts",
         "cluster",
         "spread",
+        "overlap",
     },
     {"loader"},
     {"config"},
     {"config_decoding"},
-    {"config_train", "config_inference"},
+    {"config_train", "config_inference", "config_compare"},
     {"section"},
     {"faults", "types"},
 ]

@@ -1,0 +1,378 @@
+"""What else could explain a difference: each looked for in the rows and settings, with its figure.
+
+A confound is `flagged`, `clear`, or `unknown` where the run does not tell. None of them stops the
+report: what a reader makes of a difference is theirs to say, once they know.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rft import paired, rows
+from rft.overlap import WORDS, NGrams
+from rft.report.load import ArmRun
+from rft.report.settings import Settings, asked, differing
+from rft.rundir import StageDir
+from rft.types import ProblemRow, Prompt, TrainRow
+
+MOST_TEXTS = 200_000
+"""Questions that are looked through for overlaps; with more of them nobody waits for a report."""
+MOST_RUNS = 500
+"""Run folders that are looked at for evaluations on the same problems."""
+STEP_TOLERANCE = 0.02
+"""A matched control may be trained this much more or less, as a share."""
+
+Found = dict[str, Any]
+
+
+def find(
+    job: dict[str, Any],
+    settings: dict[str, Settings],
+    runs: list[ArmRun],
+    comparison: dict[str, Any],
+) -> list[Found]:
+    """Every confound that was looked for: its name, state, a sentence, its figures, and what to do."""
+    pairs = [(c["arm"], c["baseline"]) for c in comparison["comparisons"] if c["seed"] is None]
+    level = comparison["level"]
+    return [
+        _problems(settings, runs),
+        _decoding(settings, comparison),
+        _formats(settings, runs),
+        _leaked(runs, comparison),
+        _rates("truncation", "are cut off", lambda p: p.truncated, runs, pairs, level),
+        _rates("unknown", "cannot be judged", _unjudged, runs, pairs, level),
+        _tuned(job, runs),
+        *_matched(comparison),
+    ]
+
+
+def _found(name: str, state: str, text: str, fix: str = "", **figures: Any) -> Found:
+    fix = fix if state != "clear" else ""
+    return {"name": name, "state": state, "text": text, "fix": fix, "figures": figures}
+
+
+def _problems(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
+    held = f"All arms answered the same {len(runs[0].problems):,} held-out problems"
+    if not settings:
+        return _found("problems", "unknown", f"{held}; what they were trained on nobody told.")
+    first = next(iter(settings))
+    other = {
+        name: list(paths)
+        for name, arm in settings.items()
+        if (paths := differing(arm["prompts"], settings[first]["prompts"]))
+    }
+    if not other:
+        return _found("problems", "clear", f"{held}, and were trained on the same problems.")
+    said = "; ".join(f"{name} ({', '.join(paths)})" for name, paths in other.items())
+    return _found(
+        "problems",
+        "flagged",
+        f"{held}, but not all had the same training problems. Other than {first}: {said}.",
+        "Read their differences as those of data and method together.",
+        arms=other,
+    )
+
+
+def _decoding(settings: dict[str, Settings], comparison: dict[str, Any]) -> Found:
+    baseline = comparison["headline"]["baseline"]
+    if len(settings) < len({name.partition("@")[0] for name in comparison["pooled"]}):
+        return _found(
+            "decoding",
+            "unknown",
+            "How some arms' answers were drawn and judged is not known, so nobody can say that all "
+            "were asked alike.",
+            "Evaluate all arms in one experiment, with one `eval` section.",
+        )
+    first = baseline if baseline in settings else next(iter(settings))
+    other = {
+        name: paths
+        for name, arm in settings.items()
+        if (paths := differing(asked(arm), asked(settings[first])))
+    }
+    if not other:
+        return _found("decoding", "clear", "All arms were asked, decoded and scored alike.")
+    said = "; ".join(
+        f"{name} ({', '.join(f'{path} {_short(a)} instead of {_short(b)}' for path, (a, b) in paths.items())})"
+        for name, paths in other.items()
+    )
+    return _found(
+        "decoding",
+        "flagged",
+        f"Not all arms were evaluated alike. Other than {first}: {said}.",
+        "Give all arms the same `eval`, `chat` and `score`, or add an arm that has the other ones and "
+        "nothing else.",
+        arms={name: list(paths) for name, paths in other.items()},
+    )
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _formats(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
+    used = {
+        run.arm: " in ".join(
+            filter(None, [_sampler(settings.get(run.arm.partition("@")[0])), run.dtype])
+        )
+        for run in runs
+    }
+    if len(set(used.values())) == 1:
+        return _found("formats", "clear", f"All arms answered through {next(iter(used.values()))}.")
+    said = "; ".join(f"{name}: {how}" for name, how in used.items())
+    return _found(
+        "formats",
+        "flagged",
+        f"Arms answered through different samplers or number formats: {said}.",
+        "Set one eval.use and eval.engine.dtype; `eval.inference.formats` tells what a format costs.",
+        arms=used,
+    )
+
+
+def _sampler(arm: Settings | None) -> str:
+    return arm["eval"]["use"] if arm else ""
+
+
+def _leaked(runs: list[ArmRun], comparison: dict[str, Any]) -> Found:
+    """Whole questions are kept apart by the gate (`prompts.leakage`); here n words in a row."""
+    gate = sum(
+        one.get("funnel", {}).get("dropped", {}).get("held_out", 0)
+        for one in {run.folders["prompts"]: run.manifests["prompts"] for run in runs}.values()
+    )
+    gated = (
+        f"{gate:,} training questions that are also held out were left out beforehand. "
+        if gate
+        else "No training question is held out as well. "
+    )
+    held = list(rows.read(runs[0].folders["prompts"] / "eval", Prompt, ["id", "question"]))
+    trained: dict[str, str] = {}
+    for folders in _training(runs):
+        ids = {row.prompt_id for row in rows.read(folders[0], TrainRow, ["id", "prompt_id"])}
+        for one in rows.read(folders[1], Prompt, ["id", "question"]):
+            if one.id in ids:
+                trained[one.id] = one.question
+    if not trained:
+        return _found("contamination", "clear", "No arm was trained on questions.")
+    if len(trained) + len(held) > MOST_TEXTS:
+        return _found(
+            "contamination",
+            "unknown",
+            f"{gated}Shared parts of questions were not looked for: there are too many.",
+            "Put the selector `decontaminate` first in `select`.",
+        )
+    grams = NGrams()
+    for id, question in trained.items():
+        grams.add(question, id)
+    met = {one.id: other for one in held if (other := grams.find(one.question))}
+    figures: dict[str, Any] = {"held_out": len(held), "overlapping": len(met), "words": WORDS}
+    if not met:
+        text = f"{gated}None shares {WORDS} words in a row with a question that was trained on."
+        return _found("contamination", "clear", text, **figures)
+    text = (
+        f"{gated}But {len(met):,} of {len(held):,} held-out questions share {WORDS} words in a row with "
+        "one that was trained on."
+    )
+    arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
+    rest = (
+        _apart(runs, arm, baseline, met.keys(), comparison["level"]) if arm and baseline else None
+    )
+    if rest:
+        figures["without"] = rest
+        text += (
+            f" On the {rest['problems']:,} others {arm} minus {baseline} is "
+            f"{100 * rest['difference']:+.1f} points ({100 * rest['low']:+.1f} to {100 * rest['high']:+.1f})."
+        )
+    return _found(
+        "contamination",
+        "flagged",
+        text,
+        "Expected where problems are made from templates; else put the selector `decontaminate` first in "
+        "`select`.",
+        **figures,
+    )
+
+
+def _training(runs: list[ArmRun]) -> list[tuple[Path, Path]]:
+    """Training rows and the problems they are of, each folder once."""
+    found = [
+        (run.folders["select"] / "train", run.folders["prompts"] / "train")
+        for run in runs
+        if "select" in run.folders
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _apart(
+    runs: list[ArmRun], arm: str, baseline: str, without: Any, level: float
+) -> dict[str, Any] | None:
+    """The headline difference on the problems that are not among `without`."""
+    kept_P = np.array([p.prompt_id not in without for p in runs[0].problems])
+    if not kept_P.any():
+        return None
+    differences_P = _means(runs, arm, lambda p: p.correct) - _means(
+        runs, baseline, lambda p: p.correct
+    )
+    got = paired.difference_interval(differences_P[kept_P], level)
+    told = {"difference": got.value, "low": got.low, "high": got.high}
+    return {"problems": int(kept_P.sum()), **told}
+
+
+def _means(runs: list[ArmRun], arm: str, count: Callable[[ProblemRow], int]) -> NDArray[np.float64]:
+    """By problem the share of an arm's samples, over its seeds."""
+    shares = [[count(p) / p.n for p in run.problems] for run in runs if run.arm == arm]
+    return np.mean(np.array(shares), axis=0)
+
+
+def _unjudged(problem: ProblemRow) -> int:
+    # Of what is cut off no scorer is asked: that is told apart.
+    return max(problem.unknown - problem.truncated, 0)
+
+
+def _rates(
+    name: str,
+    what: str,
+    count: Callable[[ProblemRow], int],
+    runs: list[ArmRun],
+    pairs: Sequence[tuple[str, str]],
+    level: float,
+) -> Found:
+    """Whether the share of such answers differs between the arms that are compared: the test of
+    `paired.compare` on these shares, with Holm's adjustment."""
+    every = {
+        arm: float(_means(runs, arm, count).mean()) for arm in dict.fromkeys(r.arm for r in runs)
+    }
+    if not pairs:
+        most = max(every.values())
+        return _found(name, "clear", f"{100 * most:.1f}% of the answers {what}.", rates=every)
+    tested = []
+    for arm, other in pairs:
+        sides = [
+            {
+                run.seed: ([count(p) for p in run.problems], run.n_P)
+                for run in runs
+                if run.arm == one
+            }
+            for one in (arm, other)
+        ]
+        seeds = [seed for seed in sides[0] if seed in sides[1]]
+        mine, theirs = ([side[seed] for seed in seeds] for side in sides)
+        tested.append(paired.compare(mine, theirs, level))
+    adjusted = paired.holm([one.p for one in tested])
+    differ: list[dict[str, Any]] = [
+        {"arm": arm, "baseline": other, "difference": one.difference.value, "p_holm": p}
+        for (arm, other), one, p in zip(pairs, tested, adjusted)
+        if p <= 1 - level and one.difference.value
+    ]
+    rates = ", ".join(f"{arm} {100 * rate:.1f}%" for arm, rate in every.items())
+    if not differ:
+        text = f"Answers that {what}: {rates}; no arms differ in it."
+        return _found(name, "clear", text, rates=every, differ=[])
+    said = ", ".join(
+        f"{one['arm']} minus {one['baseline']} {100 * one['difference']:+.1f} points"
+        for one in differ
+    )
+    fix = (
+        "They count as not correct. Raise eval.max_tokens until hardly any is cut off, or read part of the "
+        "difference as one of length."
+        if name == "truncation"
+        else "They count as not correct. Look at some with `rft show`, and mend the scorer or the prompt."
+    )
+    return _found(
+        name,
+        "flagged",
+        f"Answers that {what}: {rates}. That differs: {said}.",
+        fix,
+        rates=every,
+        differ=differ,
+    )
+
+
+def _tuned(job: dict[str, Any], runs: list[ArmRun]) -> Found:
+    """What a run folder and its neighbours tell of how often the held-out problems were looked at."""
+    stages = runs[0].folders["eval"].parent
+    mine = _questions(runs[0].folders["eval"])
+    early = "Early stopping looks at training problems alone. "
+    if mine is None:
+        text = f"{early}How often these held-out problems were used before cannot be told."
+        return _found("tuning", "unknown", text, "Choose settings on another split than this one.")
+    used = {
+        one.folders["eval"].name
+        for run in runs
+        for one in (run, *run.formats, *([run.seen] if run.seen else []))
+    }
+    here = [place for place in stages.glob("eval-*") if place.name not in used]
+    stale = sum(_questions(place) == mine for place in here)
+    others: dict[str, int] = {}
+    for run in sorted(stages.parent.parent.glob("*/stages"))[:MOST_RUNS]:
+        if run == stages:
+            continue
+        found = [p for p in run.glob("eval-*") if p.name not in used and _questions(p) == mine]
+        if found:
+            others[run.parent.name] = len(found)
+    figures: dict[str, Any] = {"stale": stale, "runs": others}
+    if not stale and not others:
+        text = f"{early}No other evaluation in this folder of runs used these held-out problems."
+        return _found("tuning", "clear", text, **figures)
+    parts = []
+    if others:
+        names = ", ".join(list(others)[:6]) + (", ..." if len(others) > 6 else "")
+        parts.append(
+            f"{len(others):,} other run{'' if len(others) == 1 else 's'} in this folder ({names}) evaluated on the "
+            f"same held-out problems, {sum(others.values()):,} times with other settings or seeds"
+        )
+    if stale:
+        parts.append(f"this run's folder holds {stale:,} evaluations of settings it has no more")
+    text = f"{early}But {', and '.join(parts)}."
+    return _found(
+        "tuning",
+        "flagged",
+        text,
+        "If settings were chosen by these results, the intervals say too much: choose on another split "
+        "(prompts.eval), and report on this one once.",
+        **figures,
+    )
+
+
+def _questions(evaluation: Path) -> str | None:
+    """Digest of the questions that a finished evaluation has asked, by way of its score and sample
+    stages; None where that cannot be told."""
+    if StageDir(evaluation).manifest() is None:
+        return None
+    place = evaluation
+    for kind, key in (("score", "scores"), ("sample", "candidates")):
+        told = StageDir(place).inputs()
+        if told is None or key not in told["inputs"]:
+            return None
+        place = evaluation.parent / f"{kind}-{told['inputs'][key][:12]}"
+    told = StageDir(place).inputs()
+    found = told and told["inputs"].get("questions")
+    return str(found) if found else None
+
+
+def _matched(comparison: dict[str, Any]) -> list[Found]:
+    """Whether matched controls were trained for as long as what they are matched to."""
+    out = []
+    for row in comparison.get("claims", []):
+        if row["control"] != "sft_matched" or not row["steps"]:
+            continue
+        by, pairs = row["steps"]["by"], row["steps"]["pairs"]
+        headline = comparison["headline"]["arm"]
+        said = "; ".join(f"{a:,} and {b:,}" for a, b in pairs)
+        off = max(abs(a - b) / max(b, 1) for a, b in pairs)
+        text = f"{row['arm']} and {headline} were trained for {said} {by}"
+        if off <= STEP_TOLERANCE:
+            out.append(_found("matching", "clear", f"{text}.", off=off))
+        else:
+            out.append(
+                _found(
+                    "matching",
+                    "flagged",
+                    f"{text}, which is {100 * off:.0f}% apart: it is no matched control.",
+                    "Run it again with `train.match`, without early stopping in either arm.",
+                    off=off,
+                )
+            )
+    return out
