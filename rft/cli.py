@@ -72,8 +72,11 @@ def parser() -> argparse.ArgumentParser:
         one = experiment(name, f"{about}, running the stages before it as needed",
                          f"rft {name} configs/quickstart.yaml")  # fmt: skip
         one.add_argument("--update", action="store_true", help="as for `rft run`")
-    experiment("report", "compare the arms again and write the report",
-               "rft report configs/quickstart.yaml compare.level=0.9")  # fmt: skip
+    one = experiment("report", "compare the arms again and write the report",
+                     "rft report configs/quickstart.yaml compare.level=0.9")  # fmt: skip
+    one.add_argument(
+        "--figures", action="store_true", help="write report/figures/ too: SVG and PDF for a paper"
+    )
     one = experiment("export", "write what an arm has learnt, or the rows that it learnt from, as a folder with "
                      "a card",
                      "rft export configs/quickstart.yaml --arm rft --as trl --to data/mine")  # fmt: skip
@@ -177,7 +180,7 @@ def _do(options: argparse.Namespace) -> int:
         runner.pilot(experiment, options.prompts, options.samples)
         return 0
     if options.verb == "report":
-        runner.report(experiment)
+        runner.report(experiment, options.figures)
         return 0
     until = None if options.verb == "run" else options.verb
     runner.run(experiment, until=until, update=options.update)

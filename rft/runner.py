@@ -18,6 +18,7 @@ from rft.config import Experiment
 from rft.loader import dump
 from rft.nodes import Node, in_order, refuse_formats
 from rft.plan import Plan
+from rft.report import paper
 from rft.types import Prompt, RftError, digest
 
 STOP_S = 60
@@ -373,8 +374,13 @@ def _environment() -> dict[str, str]:
     return {k: v for k, v in quiet.items() if k not in os.environ}
 
 
-def report(experiment: Experiment) -> None:
-    """Compares the arms of a finished run and writes its report. Raises RftError."""
+def report(experiment: Experiment, figures: bool = False) -> None:
+    """Compares the arms of a finished run and writes its report. Raises RftError.
+
+    figures: write them as files as well.
+    """
+    if figures:
+        paper.check()
     if not (experiment.folder / "stages").is_dir():
         raise RftError(f"{experiment.folder}: no such run: start it with `rft run`")
     with rundir.lock(experiment.folder) as handle:
@@ -385,10 +391,10 @@ def report(experiment: Experiment) -> None:
                 f"{plan.folder}: {len(missing)} stages are not done, the first is {missing[0]}: "
                 "`rft run` does them and reports"
             )
-        _report(plan, handle)
+        _report(plan, handle, figures)
 
 
-def _report(plan: Plan, lock: int) -> None:
+def _report(plan: Plan, lock: int, figures: bool = False) -> None:
     experiment = plan.experiment
     entries = []
     for row in plan.rows:
@@ -443,6 +449,7 @@ def _report(plan: Plan, lock: int) -> None:
         "margin": experiment.compare.margin,
         "baseline": experiment.compare.baseline,
         "k": experiment.eval.k,
+        "figures": figures,
         "arms": entries,
     }
     _spawn(plan, "report", [job], lock, None)

@@ -57,10 +57,12 @@ def build(
     dtypes: tuple[str, ...] = (),
     scorers: tuple[str, ...] = ("answer",),
     margin: float | None = None,
+    seen: int = 0,
 ) -> dict[str, Any]:
     """Writes the run under `root` and returns the report stage's job. dtypes: number formats in which each
     arm is evaluated beside the main one, each a little worse. scorers: of the evaluation; a second one
-    gives each sample it can judge a number, the higher the surer it is right."""
+    gives each sample it can judge a number, the higher the surer it is right. seen: so many training problems on
+    which each arm is evaluated as well."""
     rng = random.Random(7)
     prompts = root / "stages" / "prompts"
     train, held = _problems(rng, problems, "train"), _problems(rng, problems, "held-out")
@@ -100,6 +102,16 @@ def build(
                 paths = (str(drawn[0]), str(drawn[1]), str(_eval(root, name, drawn)))
                 other = {"dtype": dtype, "use": "transformers"}
                 entry["formats"].append({**other, **dict(zip(evaluations, paths))})
+            if seen:
+                learnt = 0.2 if arm in SAMPLED else 0.3 if arm != "base" else 0.0
+                odds = dict.fromkeys((p.id for p in train), min(1.0, level + learnt))
+                drawn = _pool(root, f"seen-{arm}-{seed}", rng, train[:seen], eval_n, odds)
+                paths = (
+                    str(drawn[0]),
+                    str(drawn[1]),
+                    str(_eval(root, f"{arm}-{seed}-seen", drawn)),
+                )
+                entry["seen"] = dict(zip(evaluations, paths))
             entries.append(entry)
     return {
         "folder": str(root / "report"),
@@ -134,7 +146,8 @@ def _problems(rng: random.Random, count: int, split: str) -> list[Prompt]:
         if i % 7 == 0:
             question += " " + HOSTILE[i // 7 % len(HOSTILE)]
         text = f"{a} + {b} = {a + b}\nAnswer: {a + b}"
-        found.append(Prompt(digest(question), question, str(a + b), text if i % 2 else None))
+        kind = ("shells", "found | later", HOSTILE[0])[i % 3]
+        found.append(Prompt(digest(question), question, str(a + b), text if i % 2 else None, kind))
     return found
 
 
@@ -179,7 +192,8 @@ def _pool(
     rows.write_part(sample, drawn, Candidate)
     rows.write_part(score, told, ScoreRow)
     total = len(drawn)
-    _commit(sample, 61.2, rows=total, funnel=_funnel(total, total, {}))
+    tokens = sum(len(candidate.token_ids) for candidate in drawn)
+    _commit(sample, 61.2, rows=total, tokens=tokens, funnel=_funnel(total, total, {}))
     verdicts = {str(v): sum(r.verdict is v for r in told) for v in Verdict}
     _commit(score, 2.5, rows=total, verdicts=verdicts, funnel=_funnel(total, total, {}))
     return sample, score
@@ -221,7 +235,9 @@ def _train(root: Path, name: str, rng: random.Random) -> Path:
         for i in range(steps)
     ]
     rows.write_bytes(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
-    _commit(folder, 300.0 + steps, steps=steps, funnel=_funnel(steps, steps, {}))
+    _commit(
+        folder, 300.0 + steps, steps=steps, tokens=1000 * steps, funnel=_funnel(steps, steps, {})
+    )
     return folder
 
 

@@ -29,7 +29,6 @@ Found = dict[str, Any]
 
 
 def find(
-    job: dict[str, Any],
     settings: dict[str, Settings],
     runs: list[ArmRun],
     comparison: dict[str, Any],
@@ -44,7 +43,7 @@ def find(
         _leaked(runs, comparison),
         _rates("truncation", "are cut off", lambda p: p.truncated, runs, pairs, level),
         _rates("unknown", "cannot be judged", _unjudged, runs, pairs, level),
-        _tuned(job, runs),
+        _tuned(settings, runs),
         *_matched(comparison),
     ]
 
@@ -290,11 +289,12 @@ def _rates(
     )
 
 
-def _tuned(job: dict[str, Any], runs: list[ArmRun]) -> Found:
+def _tuned(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
     """What a run folder and its neighbours tell of how often the held-out problems were looked at."""
     stages = runs[0].folders["eval"].parent
     mine = _questions(runs[0].folders["eval"])
-    early = "Early stopping looks at training problems alone. "
+    stops = [name for name, arm in settings.items() if (arm["train"] or {}).get("early_stop")]
+    early = "Early stopping looks at training problems alone. " if stops else ""
     if mine is None:
         text = f"{early}How often these held-out problems were used before cannot be told."
         return _found("tuning", "unknown", text, "Choose settings on another split than this one.")
@@ -325,7 +325,7 @@ def _tuned(job: dict[str, Any], runs: list[ArmRun]) -> Found:
         )
     if stale:
         parts.append(f"this run's folder holds {stale:,} evaluations of settings it has no more")
-    text = f"{early}But {', and '.join(parts)}."
+    text = f"{early}{parts[0][0].upper()}{', and '.join(parts)[1:]}."
     return _found(
         "tuning",
         "flagged",
@@ -360,9 +360,9 @@ def _matched(comparison: dict[str, Any]) -> list[Found]:
             continue
         by, pairs = row["steps"]["by"], row["steps"]["pairs"]
         headline = comparison["headline"]["arm"]
-        said = "; ".join(f"{a:,} and {b:,}" for a, b in pairs)
+        mine, theirs = (", ".join(f"{n:,}" for n in sorted(set(one))) for one in zip(*pairs))
         off = max(abs(a - b) / max(b, 1) for a, b in pairs)
-        text = f"{row['arm']} and {headline} were trained for {said} {by}"
+        text = f"{row['arm']} was trained for {mine} {by}, {headline} for {theirs}"
         if off <= STEP_TOLERANCE:
             out.append(_found("matching", "clear", f"{text}.", off=off))
         else:
@@ -370,7 +370,7 @@ def _matched(comparison: dict[str, Any]) -> list[Found]:
                 _found(
                     "matching",
                     "flagged",
-                    f"{text}, which is {100 * off:.0f}% apart: it is no matched control.",
+                    f"{text}, up to {100 * off:.0f}% apart: it is no matched control.",
                     "Run it again with `train.match`, without early stopping in either arm.",
                     off=off,
                 )

@@ -2,18 +2,19 @@
 
 from typing import Any
 
-from rft.report import confounds, controls, settings
+from rft.report import analyses, confounds, controls, cost, diversity, settings, slices
 from rft.report.load import ArmRun
-from rft.report.parts import ArmName, Item, Part, Table
+from rft.report.parts import ArmName, Item, Marked, Part, Table
 from rft.report.words import between, level_name, p_value, points
 
 STATES = {
-    "shown": "shown",
-    "opposite": "the opposite is shown",
-    "open": "not shown",
-    "missing": "cannot be claimed: no arm is this control",
-    "idle": "does not arise: {arm} removes no duplicates",
+    "shown": ("shown", "kept"),
+    "opposite": ("the opposite is shown", "dropped"),
+    "open": ("not shown", "plain"),
+    "missing": ("cannot be claimed: no arm is this control", "warned"),
+    "idle": ("does not arise: {arm} removes no duplicates", "plain"),
 }
+"""What can be said of a claim, and in which colour."""
 _MARKS = {
     "flagged": ("look", "warned"),
     "unknown": ("not known", "plain"),
@@ -35,7 +36,11 @@ def gather(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]) 
     """Adds what this file is about to comparison.json."""
     arms = settings.resolved(job)
     comparison["claims"] = controls.claims(job.get("config") or {}, arms, runs, comparison)
-    comparison["confounds"] = confounds.find(job, arms, runs, comparison)
+    comparison["confounds"] = confounds.find(arms, runs, comparison)
+    comparison["slices"] = slices.gather(runs, comparison)
+    comparison["diversity"] = diversity.gather(arms, runs, comparison)
+    comparison["cost"] = cost.gather(job, arms, runs, comparison)
+    comparison["settings"] = settings.table(arms)
 
 
 def brief(comparison: dict[str, Any]) -> list[str]:
@@ -52,7 +57,7 @@ def brief(comparison: dict[str, Any]) -> list[str]:
 def parts(comparison: dict[str, Any]) -> list[Part]:
     """The sections in the order of the report."""
     found = [_claims(comparison), _confounds(comparison)]
-    return [part for part in found if part]
+    return [*(part for part in found if part), *analyses.parts(comparison)]
 
 
 def _claims(comparison: dict[str, Any]) -> Part | None:
@@ -70,14 +75,14 @@ def _claims(comparison: dict[str, Any]) -> Part | None:
     table, notes = [], []
     for one in rows:
         pair = one["pair"]
-        cells = [one["claim"], ArmName(one["arm"]) if one["arm"] else "–"]
+        said, kind = STATES[one["state"]]
+        cells = [one["claim"], Marked(said.format(arm=headline), kind)]
+        cells.append(ArmName(one["arm"]) if one["arm"] else "–")
         if pair:
             many = f", adjusted for {pair['adjusted']}" if pair["adjusted"] else ""
             ends = between(pair["low"], pair["high"])
             cells += [f"{points(pair['difference'])} ({ends})", p_value(pair["p"]) + many]
-        else:
-            cells += ["–", "–"]
-        table.append([*cells, STATES[one["state"]].format(arm=headline)])
+        table.append([*cells, *["–"] * (5 - len(cells))])
         if one["also"]:
             said = ", ".join(
                 f"{d['path']} ({_value(d['control'])}; {headline}: {_value(d['headline'])})"
@@ -85,19 +90,13 @@ def _claims(comparison: dict[str, Any]) -> Part | None:
             )
             notes.append(f"{one['arm']} differs from {headline} also in {said}.")
     level = level_name(comparison["level"])
-    headings = [
-        "claim",
-        "control",
-        f"{headline} minus it, points ({level})",
-        "p",
-        "this experiment",
-    ]
+    headings = ["claim", "here", "control", f"{headline} minus it, points ({level})", "p"]
     return Part(
         "claims",
         "What this experiment can say",
         f"Each claim about {headline} rests on one control. An arm is told to be one by its settings, not by "
         "its name.",
-        tables=[Table(headings, table, "Claims and their controls", (0, 1, 4))],
+        tables=[Table(headings, table, "Claims and their controls", (0, 1, 2))],
         codes=[
             (
                 f"To add the control “{one['about']}”, put this under `arms` of the experiment file:",

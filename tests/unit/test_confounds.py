@@ -182,7 +182,7 @@ def test_a_matched_control_that_is_not_matched_is_named(
     rows.write_bytes(folder / "manifest.json", to_json({**manifest, "steps": steps}))
     found = _found(job)["matching"]
     assert found["state"] == state
-    assert f"trained for {steps:,} and 120 steps" in found["text"]
+    assert f"trained for {steps:,} steps, rft for 120" in found["text"]
 
 
 def test_too_many_questions_are_not_looked_through(

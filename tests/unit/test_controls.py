@@ -105,7 +105,6 @@ def test_every_claim_rests_on_its_control(tmp_path: Path) -> None:
         shown = one["pair"]["p"] <= 0.05 and pair["low"] > 0
         assert one["state"] == ("shown" if shown else "open")
     assert rows["base"]["state"] == rows["sft"]["state"] == "shown"
-    assert ()
 
 
 @pytest.mark.parametrize("left_out", [*ALL[:5], None])

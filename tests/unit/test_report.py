@@ -506,7 +506,7 @@ def test_changed_problems_show_what_changed(many: dict[str, Any]) -> None:
         for arm in ("rft", "sft")
         for row in rows.read(runs[arm].folders["eval_score"], ScoreRow)
     }
-    for name, better in (("fixed", "rft"), ("broken", "sft")):
+    for name, better in (("fixed", "rft"), ("broken", "sft"), ("still", None)):
         for example in got[name]:
             for answer in example["answers"]:
                 assert (answer["arm"], example["id"], answer["verdict"]) in verdicts
