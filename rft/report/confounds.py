@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from rft import paired, rows
 from rft.overlap import WORDS, NGrams
-from rft.report.load import ArmRun
+from rft.report.load import ArmRun, column, pieces
 from rft.report.settings import Settings, asked, differing
 from rft.rundir import StageDir
-from rft.types import ProblemRow, Prompt, TrainRow
+from rft.types import Prompt, TrainRow
 
-MOST_TEXTS = 200_000
+MOST_TEXTS = 40_000
 """Questions that are looked through for overlaps; with more of them nobody waits for a report."""
 MOST_RUNS = 500
 """Run folders that are looked at for evaluations on the same problems."""
@@ -41,7 +41,7 @@ def find(
         _decoding(settings, comparison),
         _formats(settings, runs),
         _leaked(runs, comparison),
-        _rates("truncation", "are cut off", lambda p: p.truncated, runs, pairs, level),
+        _rates("truncation", "are cut off", _cut, runs, pairs, level),
         _rates("unknown", "cannot be judged", _unjudged, runs, pairs, level),
         _tuned(settings, runs),
         *_matched(comparison),
@@ -137,35 +137,46 @@ def _sampler(arm: Settings | None) -> str:
 
 def _leaked(runs: list[ArmRun], comparison: dict[str, Any]) -> Found:
     """Whole questions are kept apart by the gate (`prompts.leakage`); here n words in a row."""
-    gate = sum(
-        one.get("funnel", {}).get("dropped", {}).get("held_out", 0)
-        for one in {run.folders["prompts"]: run.manifests["prompts"] for run in runs}.values()
-    )
+    sets = _sets(runs)
+    if not sets:
+        text = "The questions are not at hand, so nobody can say whether training has seen them."
+        return _found(
+            "contamination", "unknown", text, "Compare runs whose prompts are still there."
+        )
+    gate = 0
+    held: set[str] = set()
+    met: set[str] = set()
+    questions = 0
+    for prompts, selects in sets.items():
+        told = StageDir(prompts).manifest() or {}
+        gate += told.get("funnel", {}).get("dropped", {}).get("held_out", 0)
+        ids = {
+            row.prompt_id
+            for select in selects
+            for row in rows.read(select / "train", TrainRow, ["id", "prompt_id"])
+        }
+        asked = list(rows.read(prompts / "eval", Prompt, ["id", "question"]))
+        held |= {one.id for one in asked}
+        questions += len(ids) + len(asked)
+        if questions > MOST_TEXTS:
+            break
+        grams = NGrams()
+        for one in rows.read(prompts / "train", Prompt, ["id", "question"]):
+            if one.id in ids:
+                grams.add(one.question, one.id)
+        met |= {one.id for one in asked if grams.find(one.question)}
     gated = (
         f"{gate:,} training questions that are also held out were left out beforehand. "
         if gate
         else "No training question is held out as well. "
     )
-    held = list(rows.read(runs[0].folders["prompts"] / "eval", Prompt, ["id", "question"]))
-    trained: dict[str, str] = {}
-    for folders in _training(runs):
-        ids = {row.prompt_id for row in rows.read(folders[0], TrainRow, ["id", "prompt_id"])}
-        for one in rows.read(folders[1], Prompt, ["id", "question"]):
-            if one.id in ids:
-                trained[one.id] = one.question
-    if not trained:
-        return _found("contamination", "clear", "No arm was trained on questions.")
-    if len(trained) + len(held) > MOST_TEXTS:
+    if questions > MOST_TEXTS:
         return _found(
             "contamination",
             "unknown",
             f"{gated}Shared parts of questions were not looked for: there are too many.",
             "Put the selector `decontaminate` first in `select`.",
         )
-    grams = NGrams()
-    for id, question in trained.items():
-        grams.add(question, id)
-    met = {one.id: other for one in held if (other := grams.find(one.question))}
     figures: dict[str, Any] = {"held_out": len(held), "overlapping": len(met), "words": WORDS}
     if not met:
         text = f"{gated}None shares {WORDS} words in a row with a question that was trained on."
@@ -175,9 +186,7 @@ def _leaked(runs: list[ArmRun], comparison: dict[str, Any]) -> Found:
         "one that was trained on."
     )
     arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
-    rest = (
-        _apart(runs, arm, baseline, met.keys(), comparison["level"]) if arm and baseline else None
-    )
+    rest = _apart(runs, arm, baseline, met, comparison["level"]) if arm and baseline else None
     if rest:
         figures["without"] = rest
         text += (
@@ -194,52 +203,68 @@ def _leaked(runs: list[ArmRun], comparison: dict[str, Any]) -> Found:
     )
 
 
-def _training(runs: list[ArmRun]) -> list[tuple[Path, Path]]:
-    """Training rows and the problems they are of, each folder once."""
-    found = [
-        (run.folders["select"] / "train", run.folders["prompts"] / "train")
-        for run in runs
-        if "select" in run.folders
-    ]
-    return list(dict.fromkeys(found))
+def _sets(runs: list[ArmRun]) -> dict[Path, list[Path]]:
+    """Of each set of problems the select stages that chose from it. Folds are sets of their own: what
+    one holds out another trains on."""
+    found: dict[Path, list[Path]] = {}
+    for run in pieces(runs):
+        if "prompts" in run.folders:
+            selects = found.setdefault(run.folders["prompts"], [])
+            if "select" in run.folders and run.folders["select"] not in selects:
+                selects.append(run.folders["select"])
+    return found
 
 
 def _apart(
-    runs: list[ArmRun], arm: str, baseline: str, without: Any, level: float
+    runs: list[ArmRun], arm: str, baseline: str, without: set[str], level: float
 ) -> dict[str, Any] | None:
     """The headline difference on the problems that are not among `without`."""
     kept_P = np.array([p.prompt_id not in without for p in runs[0].problems])
     if not kept_P.any():
         return None
-    differences_P = _means(runs, arm, lambda p: p.correct) - _means(
-        runs, baseline, lambda p: p.correct
-    )
+    differences_P = _means(runs, arm, _right) - _means(runs, baseline, _right)
     got = paired.difference_interval(differences_P[kept_P], level)
     told = {"difference": got.value, "low": got.low, "high": got.high}
     return {"problems": int(kept_P.sum()), **told}
 
 
-def _means(runs: list[ArmRun], arm: str, count: Callable[[ProblemRow], int]) -> NDArray[np.float64]:
-    """By problem the share of an arm's samples, over its seeds."""
-    shares = [[count(p) / p.n for p in run.problems] for run in runs if run.arm == arm]
-    return np.mean(np.array(shares), axis=0)
+Count = Callable[[ArmRun], NDArray[np.int64]]
+"""Of each problem, how many of its samples."""
 
 
-def _unjudged(problem: ProblemRow) -> int:
+def _right(run: ArmRun) -> NDArray[np.int64]:
+    return run.correct_P
+
+
+def _cut(run: ArmRun) -> NDArray[np.int64]:
+    return column(run, "truncated")
+
+
+def _unjudged(run: ArmRun) -> NDArray[np.int64]:
     # Of what is cut off no scorer is asked: that is told apart.
-    return max(problem.unknown - problem.truncated, 0)
+    return np.maximum(column(run, "unknown") - column(run, "truncated"), 0)
+
+
+def _means(runs: list[ArmRun], arm: str, count: Count) -> NDArray[np.float64]:
+    """By problem the share of an arm's samples, over its seeds."""
+    shares = [count(run) / run.n_P for run in runs if run.arm == arm]
+    return np.asarray(np.mean(np.array(shares), axis=0))
 
 
 def _rates(
     name: str,
     what: str,
-    count: Callable[[ProblemRow], int],
+    count: Count,
     runs: list[ArmRun],
     pairs: Sequence[tuple[str, str]],
     level: float,
 ) -> Found:
-    """Whether the share of such answers differs between the arms that are compared: the test of
-    `paired.compare` on these shares, with Holm's adjustment."""
+    """Whether the share of such answers differs between the arms that are compared: sign flips of these
+    shares by problem, as for accuracies, with Holm's adjustment."""
+    if not all(getattr(run, "counted", True) for run in runs):
+        text = f"How many answers {what} is not known of all arms."
+        return _found(name, "unknown", text, "Evaluate them all here, or look into their logs.")
+    counted = {(run.arm, run.seed): (count(run), run.n_P) for run in runs}
     every = {
         arm: float(_means(runs, arm, count).mean()) for arm in dict.fromkeys(r.arm for r in runs)
     }
@@ -248,22 +273,16 @@ def _rates(
         return _found(name, "clear", f"{100 * most:.1f}% of the answers {what}.", rates=every)
     tested = []
     for arm, other in pairs:
-        sides = [
-            {
-                run.seed: ([count(p) for p in run.problems], run.n_P)
-                for run in runs
-                if run.arm == one
-            }
-            for one in (arm, other)
-        ]
-        seeds = [seed for seed in sides[0] if seed in sides[1]]
-        mine, theirs = ([side[seed] for seed in seeds] for side in sides)
-        tested.append(paired.compare(mine, theirs, level))
-    adjusted = paired.holm([one.p for one in tested])
+        seeds = [run.seed for run in runs if run.arm == arm and (other, run.seed) in counted]
+        mine, theirs = ([counted[one, seed] for seed in seeds] for one in (arm, other))
+        steps_SP, denominator = paired.steps(mine, theirs)
+        p = paired.sign_flip_p(steps_SP.sum(axis=0))[0]
+        tested.append((p, float(steps_SP.mean()) / denominator))
+    adjusted = paired.holm([p for p, _ in tested])
     differ: list[dict[str, Any]] = [
-        {"arm": arm, "baseline": other, "difference": one.difference.value, "p_holm": p}
-        for (arm, other), one, p in zip(pairs, tested, adjusted)
-        if p <= 1 - level and one.difference.value
+        {"arm": arm, "baseline": other, "difference": difference, "p_holm": p}
+        for (arm, other), (_, difference), p in zip(pairs, tested, adjusted)
+        if p <= 1 - level and difference
     ]
     rates = ", ".join(f"{arm} {100 * rate:.1f}%" for arm, rate in every.items())
     if not differ:
@@ -291,27 +310,29 @@ def _rates(
 
 def _tuned(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
     """What a run folder and its neighbours tell of how often the held-out problems were looked at."""
-    stages = runs[0].folders["eval"].parent
-    mine = _questions(runs[0].folders["eval"])
+    done = [run.folders["eval"] for run in pieces(runs) if "eval" in run.folders]
+    mine = {digest for place in done if (digest := _questions(place))}
     stops = [name for name, arm in settings.items() if (arm["train"] or {}).get("early_stop")]
     early = "Early stopping looks at training problems alone. " if stops else ""
-    if mine is None:
+    if not mine:
         text = f"{early}How often these held-out problems were used before cannot be told."
         return _found("tuning", "unknown", text, "Choose settings on another split than this one.")
     used = {
         one.folders["eval"].name
-        for run in runs
+        for run in pieces(runs)
         for one in (run, *run.formats, *([run.seen] if run.seen else []))
+        if "eval" in one.folders
     }
-    here = [place for place in stages.glob("eval-*") if place.name not in used]
-    stale = sum(_questions(place) == mine for place in here)
+    here = sorted({place.parent for place in done})
+    near = [run for home in here for run in sorted(home.parent.parent.glob("*/stages"))]
     others: dict[str, int] = {}
-    for run in sorted(stages.parent.parent.glob("*/stages"))[:MOST_RUNS]:
-        if run == stages:
-            continue
-        found = [p for p in run.glob("eval-*") if p.name not in used and _questions(p) == mine]
-        if found:
-            others[run.parent.name] = len(found)
+    stale = 0
+    for stages in dict.fromkeys([*here, *near[:MOST_RUNS]]):
+        found = [p for p in stages.glob("eval-*") if p.name not in used and _questions(p) in mine]
+        if stages in here:
+            stale += len(found)
+        elif found:
+            others[stages.parent.name] = len(found)
     figures: dict[str, Any] = {"stale": stale, "runs": others}
     if not stale and not others:
         text = f"{early}No other evaluation in this folder of runs used these held-out problems."

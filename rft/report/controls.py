@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from rft.report.compare import find, is_shown
-from rft.report.load import ArmRun
+from rft.report.load import ArmRun, pieces
 from rft.report.settings import Settings, differing
 
 REMOVES = ("dedupe", "distinct_equations", "diverse")
@@ -73,13 +73,17 @@ def roles(settings: dict[str, Settings], headline: str) -> dict[str, list[str]]:
     """Control -> the arms that are it, for the arm of the headline; none where there is none."""
     mine = settings[headline]
     found: dict[str, list[str]] = {one.key: [] for one in CONTROLS}
+    run, _, own = headline.rpartition("/")
     for name, arm in settings.items():
-        if name != headline and (role := _role(arm, mine, headline)):
+        # What an arm of another run (RUN/ARM) calls arm:NAME is that run's.
+        target = f"arm:{own}" if name.rpartition("/")[0] == run else ""
+        if name != headline and (role := _role(arm, mine, target)):
             found[role].append(name)
     return found
 
 
-def _role(arm: Settings, mine: Settings, headline: str) -> str | None:
+def _role(arm: Settings, mine: Settings, target: str) -> str | None:
+    """target: how the arm would name the headline's."""
     if arm["model"] != mine["model"] or arm["prompts"] != mine["prompts"]:
         return None
     if arm["train"] is None:
@@ -88,10 +92,10 @@ def _role(arm: Settings, mine: Settings, headline: str) -> str | None:
         match = arm["train"]["match"]
         if match is None:
             return "sft"
-        return "sft_matched" if match == f"arm:{headline}" else None
+        return "sft_matched" if match == target else None
     if arm["sample"] != mine["sample"] or arm["score"] != mine["score"]:
         return None
-    if arm["select"][0]["args"].get("rows") == f"arm:{headline}":
+    if arm["select"][0]["args"].get("rows") == target:
         # Beside another selector chance would choose among what that keeps: no control of the filter.
         return "random" if [one["use"] for one in arm["select"]] == ["random"] else None
     repeats = [one for one in arm["select"] if one["use"] in REMOVES]
@@ -187,12 +191,14 @@ def _steps(
     """How much a matched control was trained, by what it is matched by, and the headline arm: of each
     seed a pair."""
     by = settings["train"]["match_by"]
-    told = {(run.arm, run.seed): run.manifests.get("train", {}).get(by) for run in runs}
-    pairs = [
-        [told[arm, run.seed], told[headline, run.seed]]
-        for run in runs
-        if run.arm == arm and (headline, run.seed) in told
-    ]
+
+    def told(one: str, seed: int) -> list[Any]:
+        mine = [run for run in runs if (run.arm, run.seed) == (one, seed)]
+        return [run.manifests.get("train", {}).get(by) for run in pieces(mine)]
+
+    seeds = [run.seed for run in runs if run.arm == arm]
+    # zip: the parts of an arm are those of the other, in the same order.
+    pairs = [[a, b] for seed in seeds for a, b in zip(told(arm, seed), told(headline, seed))]
     known = [pair for pair in pairs if None not in pair]
     return {"by": by, "pairs": known} if known else None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rft.report.compare import find
-from rft.report.load import ArmRun
+from rft.report.load import ArmRun, pieces
 from rft.report.settings import Settings
 
 MADE = ("sample", "score", "select", "train")
@@ -32,7 +32,12 @@ def gather(
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         made = _made(run.arm, run.seed, settings, runs, set())
-        evaluated = {run.folders[s]: (s, run.manifests[s]) for s in EVALUATED if s in run.folders}
+        evaluated = {
+            one.folders[stage]: (stage, one.manifests[stage])
+            for one in pieces([run])
+            for stage in EVALUATED
+            if stage in one.folders
+        }
         every |= made | evaluated | _also(run)
         by_arm.setdefault(run.arm, []).append(_told(made, evaluated))
     arms = []
@@ -48,6 +53,8 @@ def gather(
     first = next((one for one in arms if one["arm"] == baseline), None)
     for row in arms:
         row["per_point"] = _per_point(row, first, comparison) if first else None
+    if not every:
+        return {}
     total = sum(float(told.get("seconds") or 0.0) for _, told in every.values())
     return {
         "arms": arms,
@@ -65,8 +72,7 @@ def _made(
     it has sampled from."""
     known.add(arm)
     found: _Stages = {}
-    run = next((one for one in runs if (one.arm, one.seed) == (arm, seed)), None)
-    if run is not None:
+    for run in pieces([one for one in runs if (one.arm, one.seed) == (arm, seed)]):
         for pool in run.pools:
             found[pool.sample] = ("sample", pool.sample_manifest)
             found[pool.score] = ("score", pool.score_manifest)
@@ -81,11 +87,16 @@ def _made(
     }
     sample = settings.get(name, {}).get("sample") or {}
     if (settings.get(name) or {}).get("train") and sample.get("use") != "reference":
+        run_name, slash, _ = name.rpartition("/")
         policies = [
             sample.get("policy"),
             *(p.get("policy") for p in sample.get("pools", {}).values()),
         ]
-        needed |= {p.removeprefix("arm:") for p in policies if p and p.startswith("arm:")}
+        needed |= {
+            f"{run_name}{slash}{policy.removeprefix('arm:')}"
+            for policy in policies
+            if policy and policy.startswith("arm:")
+        }
     for other in sorted(needed - known):
         found |= _made(other, seed, settings, runs, known)
     return found
@@ -96,10 +107,13 @@ def _round(arm: str) -> int:
 
 
 def _also(run: ArmRun) -> _Stages:
-    """Stages of an arm that count for the total alone."""
-    found = {run.folders[s]: (s, run.manifests[s]) for s in ("prompts",) if s in run.folders}
-    for one in (*run.formats, *([run.seen] if run.seen else [])):
-        found |= {folder: (stage, one.manifests[stage]) for stage, folder in one.folders.items()}
+    """All stages of an arm; some count for the total alone."""
+    found: _Stages = {}
+    for piece in pieces([run]):
+        for one in (piece, *piece.formats, *([piece.seen] if piece.seen else [])):
+            found |= {
+                folder: (stage, one.manifests[stage]) for stage, folder in one.folders.items()
+            }
     return found
 
 

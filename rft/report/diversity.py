@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from rft import rows, stats
 from rft.overlap import words
 from rft.report.compare import find
-from rft.report.load import ArmRun
+from rft.report.load import ArmRun, pieces
 from rft.report.settings import Settings
 from rft.tallies import KEYS, Key
 from rft.types import Prompt, TrainRow, digest
@@ -43,7 +43,7 @@ def gather(
     baseline = comparison["headline"]["baseline"]
     for arm in comparison["pooled"]:
         mine = [run for run in runs if run.arm == arm]
-        trained = [run for run in mine if "select" in run.folders]
+        trained = [run for run in pieces(mine) if {"select", "prompts"} <= run.folders.keys()]
         distinct = settings.get(arm.partition("@")[0], {}).get("sample", {}).get("distinct")
         way = KEYS["text" if distinct in ("text", "any") else "equations"]
         gap = _gap(mine, comparison["level"])

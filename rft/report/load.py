@@ -185,6 +185,16 @@ def _values(
     return out
 
 
+def pieces(runs: list[ArmRun]) -> list[ArmRun]:
+    """The runs that have folders: each, or those that it was put together from (`parts`)."""
+    return [one for run in runs for one in getattr(run, "parts", ()) or (run,)]
+
+
+def column(run: ArmRun, name: str) -> NDArray[np.int64]:
+    """A number of every problem, in the order of `problems`."""
+    return np.array([getattr(p, name) for p in run.problems])
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
     return StageDir(folder).manifest() or {}
 

@@ -24,6 +24,8 @@ def resolved(job: dict[str, Any]) -> dict[str, Settings]:
     found: dict[str, Settings] = {}
     for entry in job["arms"]:
         name = entry["arm"].partition("@")[0]
+        if name in found:
+            continue
         told = (config.get("arms") or {}).get(name)
         try:
             if own := entry.get("settings"):

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rft import paired, rows, stats
-from rft.report.load import ArmRun
+from rft.report.load import ArmRun, pieces
 from rft.types import Prompt
 
 QUANTILES = 4
 MOST_KINDS = 12
 """Kinds of problems that have a row of their own; the rarest share one."""
-_ORDERS = 2000
-_MOST_PROBLEMS = 50_000
+_ORDERS = 1000
+_MOST_PROBLEMS = 20_000
 """Above it the test of whether groups differ is left out: it would take longer than the rest."""
 
 Floats = NDArray[np.float64]
@@ -75,10 +75,14 @@ def quantiles(values_P: Floats, count: int) -> list[NDArray[np.int64]]:
 
 def _kinds(runs: list[ArmRun]) -> list[str] | None:
     """The label of each problem in the order of `ArmRun.problems`; None where there are none."""
-    folder = runs[0].folders.get("prompts")
-    if folder is None:
+    folders = {run.folders["prompts"] for run in pieces(runs) if "prompts" in run.folders}
+    told = {
+        p.id: p.kind
+        for folder in sorted(folders)
+        for p in rows.read(folder / "eval", Prompt, ["id", "kind"])
+    }
+    if not any(told.values()):
         return None
-    told = {p.id: p.kind for p in rows.read(folder / "eval", Prompt, ["id", "kind"])}
     labels = [told.get(p.prompt_id) or "(no label)" for p in runs[0].problems]
     common = [name for name, _ in Counter(sorted(labels)).most_common()]
     if len(common) < 2:

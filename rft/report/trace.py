@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rft.report.load import STAGES, ArmRun
+from rft.report.load import STAGES, ArmRun, pieces
 
 LINKS = {
     "prompts": "1_prompts",
@@ -38,8 +38,10 @@ def command(run: ArmRun, stage: str, id: str = "") -> str:
 
 
 def again(job: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what it does, command): of the run that this report is of."""
+    """(what it does, command): of the run that this report is of; none where it is of several."""
     root = Path(job["folder"]).parent
+    if not (root / "experiment.yaml").is_file():
+        return []
     file = shlex.quote(str(root / "experiment.yaml"))
     name = shlex.quote(f"{job['name']}_again")
     return [
@@ -54,7 +56,9 @@ def again(job: dict[str, Any]) -> list[tuple[str, str]]:
 def stages(runs: list[ArmRun]) -> list[dict[str, Any]]:
     """Of each arm and seed the folders that its figures were computed from."""
     out = []
-    for run in runs:
+    for run in pieces(runs):
+        if "eval" not in run.folders:
+            continue
         folders = [run.folders[stage].name for stage in STAGES if stage in run.folders]
         pools = [name for pool in run.pools for name in (pool.sample.name, pool.score.name)]
         out.append(
@@ -74,7 +78,7 @@ def machine(runs: list[ArmRun]) -> dict[str, str]:
     found["cores"] = str(os.cpu_count())
     pages, size = (os.sysconf(f"SC_{name}") for name in ("PHYS_PAGES", "PAGE_SIZE"))
     found["memory"] = f"{pages * size / 2**30:.1f} GiB"
-    devices = {str(run.manifests.get("train", {}).get("device")) for run in runs} - {"None"}
+    devices = {str(run.manifests.get("train", {}).get("device")) for run in pieces(runs)} - {"None"}
     if devices:
         found["trained on"] = ", ".join(sorted(devices))
     return found
