@@ -208,6 +208,9 @@ def apart(one: Interval, other: Interval) -> Interval:
     The ends come from those of both intervals: low = d - sqrt((a - a_low)^2 + (b_high - b)^2), high
     likewise (Newcombe 1998, Statistics in Medicine 17, 873, method 10; for any estimates Zou and Donner
     2008, same journal 27, 1693). At the level of the two intervals.
+
+    In simulations (scripts/bench/coverage.py --only gap) a 95% interval covered 94% to 97% on 50 to
+    1,319 problems and 50 or 200 others; 99% with 50 of each, one sample and an accuracy of 3%.
     """
     value = one.value - other.value
     below = math.hypot(one.value - one.low, other.high - other.value)

@@ -50,6 +50,17 @@ METHODS = {
     "pass_at_k": "unbiased (Chen et al. 2021, equation 1), mean over problems",
     "maj_at_k": "the most frequent answer of k drawn without replacement; ties split evenly, "
     "empty answers do not vote; exact where at most 1,000 choices of k exist, else 1,000 random ones",
+    "claims": "the headline arm minus each control; shown where the interval leaves out 0 and p, Holm's where "
+    "it is one of several, agrees",
+    "rates": "answers cut off, or without a verdict: sign flips by problem, Holm's adjustment",
+    "slices": "difficulty by quantiles of the other arms' accuracy, ties together; varies_p: permutation test "
+    "of the spread of the groups' mean differences",
+    "diversity": "ways: different sets of equations (or texts) among a problem's training answers; entropy "
+    "of these, bits; alike: mean Jaccard similarity of their three-word pieces; at most 2,000 problems, "
+    "8 answers of each; Spearman's correlation with an exact p over arms",
+    "gap": "accuracy on training problems minus accuracy on held-out ones; Newcombe 1998, method 10",
+    "cost": "seconds of the stages that made an arm, with those it needs of other arms; per_point: what it "
+    "takes beyond the baseline by the points it gains, where a gain is shown",
     "best_of_k": "the sample with a scorer's highest value of k drawn without replacement; exact, ties "
     "split evenly",
 }

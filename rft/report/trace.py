@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rft.report.load import STAGES, ArmRun, pieces
+from rft.report.parts import Part, Table
 
 LINKS = {
     "prompts": "1_prompts",
@@ -51,6 +52,28 @@ def again(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("The figures as files, for a paper", f"rft report {file} --figures"),
         ("Stages, rows and times", f"rft show {shlex.quote(str(root))}"),
     ]
+
+
+def part(job: dict[str, Any], comparison: dict[str, Any]) -> Part:
+    """Run details for report.md: the settings in which arms differ, and the commands. The page folds them."""
+    told = comparison["settings"]
+    arms = list(told[0]["values"]) if told else []
+    body = [
+        [
+            f"`{one['path']}`",
+            *("–" if one["values"][arm] is None else str(one["values"][arm])[:60] for arm in arms),
+        ]
+        for one in told
+    ]
+    tables = [Table(["setting", *arms], body, "Settings by arm", tuple(range(len(arms) + 1)))]
+    commands = "\n".join(f"{line}  # {about}" for about, line in again(job))
+    return Part(
+        "details",
+        "Run details",
+        "" if told else "No setting differs between arms, or none is known.",
+        tables=tables if told else (),
+        codes=[("To make this again:", commands)] if commands else (),
+    )
 
 
 def stages(runs: list[ArmRun]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rft import process, rows
-from rft.report import evidence, load, page, paper, words
+from rft.report import evidence, load, page, paper, trace, words
 from rft.report.compare import compare
 from rft.rundir import to_json
 
@@ -26,8 +26,9 @@ def run(jobs: list[dict[str, Any]]) -> None:
         comparison["answer"] = words.answer(comparison)
         evidence.gather(job, runs, comparison)
         parts = evidence.parts(comparison)
+        text = words.markdown(comparison, [*parts, trace.part(job, comparison)])
         rows.write_bytes(folder / "comparison.json", to_json(comparison))
-        rows.write_bytes(folder / "report.md", words.markdown(comparison, parts).encode())
+        rows.write_bytes(folder / "report.md", text.encode())
         html = page.render(job, runs, comparison, parts)
         # A lone surrogate in model text cannot be UTF-8.
         rows.write_bytes(folder / "report.html", html.encode(errors="replace"))

@@ -1,5 +1,6 @@
 """Costs: what an arm needs of others counts for it, what is shared counts once, prices are given."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def test_an_arm_needs_the_policy_that_it_samples_from(job: dict[str, Any]) -> No
     assert taught["rft"]["evaluation_seconds"] == _seconds(
         *(entry[s] for s in ("eval_sample", "eval_score", "eval"))
     )
+
+
+def test_a_round_needs_those_before_it(job: dict[str, Any]) -> None:
+    runs = load(job)
+    runs = [dataclasses.replace(r, arm="rft@1") if r.arm == "random" else r for r in runs]
+    got = compare(job, runs)
+    told = {one["arm"]: one for one in cost.gather(job, settings.resolved(job), runs, got)["arms"]}
+    both = [next(e for e in job["arms"] if e["arm"] == arm) for arm in ("rft", "random")]
+    # They share their pool.
+    own = [_seconds(e["select"], e["train"]) for e in both]
+    pool = _seconds(both[0]["pools"][0]["sample"], both[0]["pools"][0]["score"])
+    assert told["rft"]["seconds"] == pytest.approx(sum(own) + pool)
+    assert told["rft@1"]["seconds"] == pytest.approx(own[1] + pool)
 
 
 def test_policies_that_need_one_another_end(job: dict[str, Any]) -> None:

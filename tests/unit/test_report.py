@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rft import rows
-from rft.report import compare, examples, figures, load, words
+from rft.report import compare, evidence, examples, figures, load, words
 from rft.stages import report
 from rft.types import ChoiceRow, ProblemRow, RftError, ScoreRow
 from tests.synthetic import HOSTILE, build
@@ -310,6 +310,10 @@ def test_all_or_none_correct_is_told_in_words(one: dict[str, Any], correct: int)
     assert (pair["p"], pair["p_exact"], pair["power"]) == (1.0, 1.0, None)
     assert pair["low"] < 0 < pair["high"]
     got["answer"] = words.answer(got)
+    evidence.gather(one, runs, got)
+    assert got["slices"]["difficulty"] is None, "no problem is harder than another"
+    assert {c["state"] for c in got["claims"] if c["arm"]} == {"open"}
+    assert evidence.parts(got)
     assert got["answer"].startswith("No difference between rft and sft can be shown")
     said = words.markdown(got) + words.terminal(got)
     assert (
