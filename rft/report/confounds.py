@@ -15,6 +15,7 @@ from rft import paired, rows
 from rft.overlap import WORDS, NGrams
 from rft.report.load import ArmRun, column, pieces
 from rft.report.settings import Settings, asked, differing
+from rft.report.slices import mean_P
 from rft.rundir import StageDir
 from rft.types import Prompt, TrainRow
 
@@ -222,7 +223,7 @@ def _apart(
     kept_P = np.array([p.prompt_id not in without for p in runs[0].problems])
     if not kept_P.any():
         return None
-    differences_P = _means(runs, arm, _right) - _means(runs, baseline, _right)
+    differences_P = mean_P(runs, arm) - mean_P(runs, baseline)
     got = paired.difference_interval(differences_P[kept_P], level)
     told = {"difference": got.value, "low": got.low, "high": got.high}
     return {"problems": int(kept_P.sum()), **told}
@@ -232,10 +233,6 @@ Count = Callable[[ArmRun], NDArray[np.int64]]
 """Of each problem, how many of its samples."""
 
 
-def _right(run: ArmRun) -> NDArray[np.int64]:
-    return run.correct_P
-
-
 def _cut(run: ArmRun) -> NDArray[np.int64]:
     return column(run, "truncated")
 
@@ -243,12 +240,6 @@ def _cut(run: ArmRun) -> NDArray[np.int64]:
 def _unjudged(run: ArmRun) -> NDArray[np.int64]:
     # Of what is cut off no scorer is asked: that is told apart.
     return np.maximum(column(run, "unknown") - column(run, "truncated"), 0)
-
-
-def _means(runs: list[ArmRun], arm: str, count: Count) -> NDArray[np.float64]:
-    """By problem the share of an arm's samples, over its seeds."""
-    shares = [count(run) / run.n_P for run in runs if run.arm == arm]
-    return np.asarray(np.mean(np.array(shares), axis=0))
 
 
 def _rates(
@@ -266,7 +257,8 @@ def _rates(
         return _found(name, "unknown", text, "Evaluate them all here, or look into their logs.")
     counted = {(run.arm, run.seed): (count(run), run.n_P) for run in runs}
     every = {
-        arm: float(_means(runs, arm, count).mean()) for arm in dict.fromkeys(r.arm for r in runs)
+        arm: float(np.mean([c / n for (one, _), (c, n) in counted.items() if one == arm]))
+        for arm in dict.fromkeys(run.arm for run in runs)
     }
     if not pairs:
         most = max(every.values())
