@@ -156,16 +156,20 @@ def _leaked(runs: list[ArmRun], comparison: dict[str, Any]) -> Found:
             for select in selects
             for row in rows.read(select / "train", TrainRow, ["id", "prompt_id"])
         }
-        asked = list(rows.read(prompts / "eval", Prompt, ["id", "question"]))
-        held |= {one.id for one in asked}
-        questions += len(ids) + len(asked)
+        mine = rows.ids(prompts / "eval")
+        held |= set(mine)
+        questions += len(ids) + len(mine)
         if questions > MOST_TEXTS:
             break
         grams = NGrams()
         for one in rows.read(prompts / "train", Prompt, ["id", "question"]):
             if one.id in ids:
                 grams.add(one.question, one.id)
-        met |= {one.id for one in asked if grams.find(one.question)}
+        met |= {
+            one.id
+            for one in rows.read(prompts / "eval", Prompt, ["id", "question"])
+            if grams.find(one.question)
+        }
     gated = (
         f"{gate:,} training questions that are also held out were left out beforehand. "
         if gate

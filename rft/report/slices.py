@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from rft import paired, rows, stats
 from rft.report.load import ArmRun, pieces
-from rft.types import Prompt
 
 QUANTILES = 4
 MOST_KINDS = 12
@@ -76,11 +75,11 @@ def quantiles(values_P: Floats, count: int) -> list[NDArray[np.int64]]:
 def _kinds(runs: list[ArmRun]) -> list[str] | None:
     """The label of each problem in the order of `ArmRun.problems`; None where there are none."""
     folders = {run.folders["prompts"] for run in pieces(runs) if "prompts" in run.folders}
-    told = {
-        p.id: p.kind
-        for folder in sorted(folders)
-        for p in rows.read(folder / "eval", Prompt, ["id", "kind"])
-    }
+    told: dict[str, str | None] = {}
+    for folder in sorted(folders):
+        for batch in rows.batches(folder / "eval", ["id", "kind"]):
+            if batch.column("kind").null_count < len(batch):
+                told.update(zip(batch.column("id").to_pylist(), batch.column("kind").to_pylist()))
     if not any(told.values()):
         return None
     labels = [told.get(p.prompt_id) or "(no label)" for p in runs[0].problems]
