@@ -65,12 +65,28 @@ def differing(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
 
 
 def table(arms: dict[str, Settings]) -> list[dict[str, Any]]:
-    """The dotted paths in which arms differ, each with every arm's value (None where it has none)."""
-    flat = {name: flatten(one) for name, one in arms.items()}
+    """The dotted paths in which arms differ, each with every arm's value, None where it has none. Of a
+    section that is null in one arm (`train`) the paths within count among the others alone."""
+    flat = {
+        name: {path: value for path, value in flatten(one).items() if value not in ({}, [])}
+        for name, one in arms.items()
+    }
     paths = sorted({path for one in flat.values() for path in one})
     out = []
     for path in paths:
-        values = [one.get(path) for one in flat.values()]
-        if any(value != values[0] for value in values):
-            out.append({"path": path, "values": dict(zip(flat, values))})
+        values = {name: one.get(path, _section(path, one)) for name, one in flat.items()}
+        counted = [values[name] for name, one in flat.items() if not _within_null(path, one)]
+        if any(value != counted[0] for value in counted):
+            out.append({"path": path, "values": values})
     return out
+
+
+def _section(path: str, flat: Settings) -> str | None:
+    """What stands for a section where another arm has a single value."""
+    return "(set)" if any(other.startswith(f"{path}.") for other in flat) else None
+
+
+def _within_null(path: str, flat: Settings) -> bool:
+    parts = path.split(".")
+    above = (".".join(parts[:i]) for i in range(1, len(parts)))
+    return any(one in flat and flat[one] is None for one in above)

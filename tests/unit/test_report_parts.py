@@ -113,7 +113,11 @@ def test_run_details_tell_settings_machine_and_seeds(job: dict[str, Any]) -> Non
     by_path = {one["path"]: one["values"] for one in got}
     assert by_path["train.match"]["sft_matched"] == "arm:rft"
     assert by_path["sample.use"]["sft"] == "reference"
-    assert "model.base" not in by_path, "all have the same"
+    assert by_path["train"]["base"] is None and by_path["train"]["rft"] == "(set)"
+    assert by_path["select.0.args.rows"] == dict.fromkeys(ARMS) | {"random": "arm:rft"}
+    # All have the same; all that train have the same; nothing is set.
+    for path in ("model.base", "train.lr", "select.0.args"):
+        assert path not in by_path
 
 
 def test_examples_are_as_many_as_asked_for(tmp_path: Path) -> None:
