@@ -1,8 +1,9 @@
 """What each arm took to make, with all that it needs of other arms: tokens, hours, energy, money.
 
 Hours are those that the stages' manifests tell. A stage that several arms share counts in full for
-each of them, since each would need it alone; the total counts it once. Energy and money follow from
-`compare.cost`, and are left out where it gives no figures.
+each of them, since each would need it alone; the total counts it once. Scoring that went on beside
+sampling took no hours of its own. Energy and money follow from `compare.cost`, and are left out where
+it gives no figures.
 """
 
 from pathlib import Path

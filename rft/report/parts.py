@@ -3,6 +3,7 @@
 A section is built once, as words and cells. The page adds figures and folds; the text has the rest.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +86,7 @@ def markdown(part: Part) -> list[str]:
 
 def _safe(text: str) -> str:
     """Text in which no tag of HTML is read, and that stays in its line."""
-    return " ".join(text.split()).replace("<", "&lt;")
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", " ".join(text.split()))
 
 
 def grid(
