@@ -186,6 +186,25 @@ def batches(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Recor
                 yield batch
 
 
+def read_table(folder: Path, columns: list[str]) -> pa.Table:
+    """The folder's rows as columns, each id once. The first column is the id. Raises RftError for rows
+    that lack one of them."""
+    found = list(batches(folder, columns))
+    if not found:
+        return pa.table({name: [] for name in columns})
+    refuse_lacking(folder, columns, found[0])
+    return pa.Table.from_batches(found).select(columns)
+
+
+def refuse_lacking(folder: Path, names: list[str], batch: pa.RecordBatch) -> None:
+    lacking = [name for name in names if name not in batch.schema.names]
+    if lacking:
+        raise RftError(
+            f"{folder}: its rows have no {lacking[0]}: another version of rft wrote them. Remove "
+            "the folder of their stage, and give the run's command again"
+        )
+
+
 def _has_doubles(paths: list[Path]) -> bool:
     if len(paths) < 2:
         return False
@@ -221,12 +240,8 @@ def read(folder: Path, row_type: type[Row], columns: list[str] | None = None) ->
     if columns is not None:
         columns = [names[0], *(c for c in columns if c != names[0])]
     for batch in batches(folder, columns):
-        lacking = [] if columns else [name for name in names if name not in batch.schema.names]
-        if lacking:
-            raise RftError(
-                f"{folder}: its rows have no {lacking[0]}: another version of rft wrote them. Remove "
-                "the folder of their stage, and give the run's command again"
-            )
+        if columns is None:
+            refuse_lacking(folder, names, batch)
         yield from objects(batch, row_type)
 
 

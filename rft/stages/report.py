@@ -10,26 +10,34 @@ Unlike the other stages it has no key: it takes seconds, and is written anew eac
 from pathlib import Path
 from typing import Any
 
-from rft import process, rows
+from rft import integrity, process, rows
 from rft.report import load, page, words
 from rft.report.compare import compare
+from rft.report.load import ArmRun
 from rft.rundir import to_json
 
 
 def run(jobs: list[dict[str, Any]]) -> None:
-    """jobs: see `rft.runner`. Raises RftError where arms cannot be compared."""
+    """jobs: see `rft.runner`. Raises RftError where arms cannot be compared, or something was changed
+    since the stages wrote it."""
     for job in jobs:
-        folder = Path(job["folder"])
-        runs = load.load(job)
-        comparison = compare(job, runs)
-        comparison["answer"] = words.answer(comparison)
-        rows.write_bytes(folder / "comparison.json", to_json(comparison))
-        rows.write_bytes(folder / "report.md", words.markdown(comparison).encode())
-        html = page.render(job, runs, comparison)
-        # A lone surrogate in model text cannot be UTF-8.
-        rows.write_bytes(folder / "report.html", html.encode(errors="replace"))
-        process.say(words.terminal(comparison))
-        process.say(f"report: {folder / 'report.html'}")
+        integrity.refuse(load.faults(job))
+        write(job, load.load(job))
+
+
+def write(job: dict[str, Any], runs: list[ArmRun]) -> None:
+    """Compares the arms, writes the report's files, and prints the table and the answer."""
+    folder = Path(job["folder"])
+    comparison = compare(job, runs)
+    comparison["made_of"] = load.digests(runs)
+    comparison["answer"] = words.answer(comparison)
+    html = page.render(job, runs, comparison)
+    rows.write_bytes(folder / "comparison.json", to_json(comparison))
+    rows.write_bytes(folder / "report.md", words.markdown(comparison).encode())
+    # A lone surrogate in model text cannot be UTF-8.
+    rows.write_bytes(folder / "report.html", html.encode(errors="replace"))
+    process.say(words.terminal(comparison))
+    process.say(f"report: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

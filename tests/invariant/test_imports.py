@@ -11,7 +11,7 @@ PACKAGE = ROOT / "rft"
 LEVELS = [
     {"cli"},
     {"check", "export", "runner", "show", "doctor", "reference"},
-    {"cards", "forecast", "merge"},
+    {"cards", "forecast", "mend", "merge"},
     {"dataset"},
     {"pilots"},
     {"plan"},
@@ -45,6 +45,7 @@ LEVELS = [
         "hosts",
         "cluster",
         "spread",
+        "integrity",
     },
     {"loader"},
     {"config"},
@@ -56,6 +57,8 @@ LEVELS = [
 
 WITHIN = {
     ("rundir", "rows"),
+    ("integrity", "rows"),
+    ("integrity", "rundir"),
     ("prompts", "components"),
     ("groups", "rows"),
     ("tallies", "equations"),
