@@ -230,8 +230,14 @@ def objects(batch: "pa.RecordBatch | pa.Table", row_type: Callable[..., Row]) ->
     return map(row_type, *got)
 
 
-def read(folder: Path, row_type: type[Row], columns: list[str] | None = None) -> Iterator[Row]:
-    """The folder's rows, each id once. With `columns`, the other fields are None.
+def read(
+    folder: Path,
+    row_type: type[Row],
+    columns: list[str] | None = None,
+    among: tuple[str, Iterable[str]] | None = None,
+) -> Iterator[Row]:
+    """The folder's rows, each id once. With `columns`, the other fields are None. among: a column and
+    the values of it that are wanted, for some rows of many.
 
     The first field is the id, and always among the columns. Raises RftError without `columns` for rows
     that lack a field.
@@ -239,9 +245,12 @@ def read(folder: Path, row_type: type[Row], columns: list[str] | None = None) ->
     names = [f.name for f in dataclasses.fields(row_type)]  # type: ignore[arg-type]
     if columns is not None:
         columns = [names[0], *(c for c in columns if c != names[0])]
+    wanted = pa.array(list(among[1]), pa.string()) if among else None
     for batch in batches(folder, columns):
         if columns is None:
             refuse_lacking(folder, names, batch)
+        if wanted is not None and among:
+            batch = batch.filter(pc.is_in(batch.column(among[0]), value_set=wanted))
         yield from objects(batch, row_type)
 
 

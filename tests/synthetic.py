@@ -45,13 +45,15 @@ def build(
     dtypes: tuple[str, ...] = (),
     scorers: tuple[str, ...] = ("answer",),
     margin: float | None = None,
+    held_out: str = "held-out",
 ) -> dict[str, Any]:
     """Writes the run under `root` and returns the report stage's job. dtypes: number formats in which each
     arm is evaluated beside the main one, each a little worse. scorers: of the evaluation; a second one
-    gives each sample it can judge a number, the higher the surer it is right."""
+    gives each sample it can judge a number, the higher the surer it is right. held_out: another word
+    makes other held-out problems."""
     rng = random.Random(7)
     prompts = _begin(root, "prompts", "all")
-    train, held = _problems(rng, problems, "train"), _problems(rng, problems, "held-out")
+    train, held = _problems(rng, problems, "train"), _problems(rng, problems, held_out)
     rows.write_part(prompts / "train", train, Prompt)
     rows.write_part(prompts / "eval", held, Prompt)
     _commit(prompts, 0.4, rows=len(train), funnel=_funnel(problems + 2, problems, {"leaked": 2}))

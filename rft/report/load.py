@@ -64,6 +64,11 @@ class ArmRun:
     values: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
     """Of each scorer that gives a number to all samples it could judge: by problem, in index order; NaN
     for a sample that is unknown."""
+    counted: bool = True
+    """Whether tokens and cut-off answers are known; of verdicts made elsewhere they are not, and 0."""
+    parts: tuple["ArmRun", ...] = ()
+    """Of an arm that several runs evaluated on different problems (folds), what each of them gave; it has
+    no folders then."""
 
     @cached_property
     def columns(self) -> pa.Table:
@@ -82,8 +87,16 @@ class ArmRun:
     def accuracy_P(self) -> NDArray[np.float64]:
         return self.correct_P / self.n_P
 
+    @property
+    def evaluations(self) -> tuple["ArmRun", ...]:
+        """It and its evaluations in other formats and on training problems."""
+        return (self, *self.formats, *([self.seen] if self.seen else []))
+
     def seconds(self, stage: str) -> float | None:
-        """What a stage took, all pools together; None where the arm has none of it."""
+        """What a stage took, all pools and parts together; None where the arm has none of it."""
+        if self.parts:
+            each = [part.seconds(stage) for part in self.parts]
+            return sum(one or 0.0 for one in each) if any(one is not None for one in each) else None
         if stage in ("sample", "score"):
             told = [getattr(pool, f"{stage}_manifest").get("seconds") for pool in self.pools]
             return sum(one or 0.0 for one in told) if told else None
@@ -91,15 +104,30 @@ class ArmRun:
 
     @property
     def steps(self) -> int | None:
+        """Optimizer steps; of several parts their mean."""
+        if self.parts:
+            return _mean([part.steps for part in self.parts])
         if "train" not in self.manifests:
             return None
         told = self.manifests["train"].get("steps")
         return int(told) if told is not None else max((s for s, _ in self.losses), default=None)
 
+    def trained_on(self, which: str) -> int | None:
+        """Training rows: all (`rows`) or samples alone (`sampled`); of several parts their mean."""
+        if self.parts:
+            return _mean([part.trained_on(which) for part in self.parts])
+        told = self.manifests.get("select", {}).get(which) if "train" in self.folders else None
+        return None if told is None else int(told)
+
+
+def _mean(values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known)) if known else None
+
 
 def load(job: dict[str, Any]) -> list[ArmRun]:
     """All arms and seeds of the job. Raises RftError if they answer different problems."""
-    runs = [_arm(entry) for entry in job["arms"]]
+    runs = [arm_run(entry) for entry in job["arms"]]
     if not runs:
         raise RftError("report: there is no arm to report on: name at least one under arms")
     every = [one for run in runs for one in (run, *run.formats)]
@@ -116,7 +144,8 @@ def load(job: dict[str, Any]) -> list[ArmRun]:
     return runs
 
 
-def _arm(entry: dict[str, Any]) -> ArmRun:
+def arm_run(entry: dict[str, Any]) -> ArmRun:
+    """One arm and seed by its entry in the job. Raises RftError if no problem was evaluated."""
     folders = {stage: Path(entry[stage]) for stage in STAGES if entry.get(stage)}
     manifests = {stage: _manifest(folder) for stage, folder in folders.items()}
     told = manifests.get("eval_sample", {}).get("dtype")
@@ -131,7 +160,7 @@ def _arm(entry: dict[str, Any]) -> ArmRun:
         for one in entry.get("pools", [])
     )
     formats = tuple(
-        _arm({**one, "arm": entry["arm"], "seed": entry["seed"]})
+        arm_run({**one, "arm": entry["arm"], "seed": entry["seed"]})
         for one in entry.get("formats", [])
     )
     problems = _problems(folders["eval"])
@@ -150,7 +179,7 @@ def _arm(entry: dict[str, Any]) -> ArmRun:
         losses,
         pools,
         formats,
-        _arm({**entry["seen"], "arm": entry["arm"], "seed": entry["seed"]})
+        arm_run({**entry["seen"], "arm": entry["arm"], "seed": entry["seed"]})
         if entry.get("seen")
         else None,
         told or entry.get("dtype", "auto"),
@@ -164,7 +193,12 @@ def faults(job: dict[str, Any]) -> list[Fault]:
     places = [
         place
         for entry in job["arms"]
-        for place in (entry, *entry.get("pools", []), *entry.get("formats", []))
+        for place in (
+            entry,
+            *entry.get("pools", []),
+            *entry.get("formats", []),
+            entry.get("seen") or {},
+        )
     ]
     stages = dict.fromkeys(p[stage] for p in places for stage in STAGES if p.get(stage))
     found = [one for s in stages for one in integrity.stage_faults(StageDir(Path(s)))]
@@ -178,7 +212,8 @@ def faults(job: dict[str, Any]) -> list[Fault]:
 def digests(runs: list[ArmRun]) -> dict[str, str]:
     """Of each stage that a report rests on the digest of its manifest, by the name of its folder."""
     found: dict[str, str] = {}
-    for run in [one for arm in runs for one in (arm, *arm.formats)]:
+    arms = [part for run in runs for part in run.parts or (run,)]
+    for run in [one for arm in arms for one in arm.evaluations]:
         for stage, folder in run.folders.items():
             found[folder.name] = run.manifests[stage].get("digest", "")
         for pool in run.pools:

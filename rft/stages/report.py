@@ -26,18 +26,21 @@ def run(jobs: list[dict[str, Any]]) -> None:
 
 
 def write(job: dict[str, Any], runs: list[ArmRun]) -> None:
-    """Compares the arms, writes the report's files, and prints the table and the answer."""
-    folder = Path(job["folder"])
+    """Compares the arms, writes the report's files if the job names a folder, and prints the table and
+    the answer."""
     comparison = compare(job, runs)
     comparison["made_of"] = load.digests(runs)
     comparison["answer"] = words.answer(comparison)
-    html = page.render(job, runs, comparison)
-    rows.write_bytes(folder / "comparison.json", to_json(comparison))
-    rows.write_bytes(folder / "report.md", words.markdown(comparison).encode())
-    # A lone surrogate in model text cannot be UTF-8.
-    rows.write_bytes(folder / "report.html", html.encode(errors="replace"))
+    if job["folder"]:
+        folder = Path(job["folder"])
+        html = page.render(job, runs, comparison)
+        rows.write_bytes(folder / "comparison.json", to_json(comparison))
+        rows.write_bytes(folder / "report.md", words.markdown(comparison).encode())
+        # A lone surrogate in model text cannot be UTF-8.
+        rows.write_bytes(folder / "report.html", html.encode(errors="replace"))
     process.say(words.terminal(comparison))
-    process.say(f"report: {folder / 'report.html'}")
+    if job["folder"]:
+        process.say(f"report: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

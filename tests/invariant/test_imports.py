@@ -10,7 +10,7 @@ PACKAGE = ROOT / "rft"
 
 LEVELS = [
     {"cli"},
-    {"check", "export", "runner", "show", "doctor", "reference"},
+    {"check", "compare", "export", "runner", "show", "doctor", "reference"},
     {"cards", "forecast", "mend", "merge"},
     {"dataset"},
     {"pilots"},
