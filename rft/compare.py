@@ -1,5 +1,6 @@
 """`rft compare`: the report's comparison, over any runs and over verdicts made elsewhere."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def compare(
     changed by hand, or arms were judged by different scorers; the report says so at its top.
     Raises RftError.
     """
+    asked = {"baseline": baseline, "arm": arm, "level": level, "margin": margin, "metric": metric}
+    command = _command(given, {**asked, "out": out, "intersect": intersect, "flagged": flagged})
     found = [sources.read(word, metric) for word in given]
     flags = _faults(found, flagged)
     united = unite([s for one in found for s in one.sources], intersect, flagged)
@@ -49,6 +52,7 @@ def compare(
     job = {
         "folder": str(out) if out else None,
         "name": ", ".join(dict.fromkeys(s.label for one in found for s in one.sources)),
+        "command": command,
         "config": _config(found),
         "level": level,
         "resamples": settings.get("resamples", RESAMPLES),
@@ -64,6 +68,14 @@ def compare(
     }
     _refuse_unpaired(united.sources, chosen)
     report.write(job, runs)
+
+
+def _command(given: list[str], options: dict[str, Any]) -> str:
+    words = ["rft", "compare", *given]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def _faults(found: list[Given], flagged: bool) -> list[str]:
