@@ -200,7 +200,9 @@ def faults(job: dict[str, Any]) -> list[Fault]:
             entry.get("seen") or {},
         )
     ]
-    stages = dict.fromkeys(p[stage] for p in places for stage in STAGES if p.get(stage))
+    tasks = [run["folder"] for task in job.get("harness") or [] for run in task["runs"]]
+    own = [p[stage] for p in places for stage in STAGES if p.get(stage)]
+    stages = dict.fromkeys([*own, *tasks])
     found = [one for s in stages for one in integrity.stage_faults(StageDir(Path(s)))]
     # Rows that are whole may still be counted from verdicts that were made anew since.
     counts = dict.fromkeys((p["eval"], p["eval_score"]) for p in places if "eval" in p)
