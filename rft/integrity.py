@@ -40,18 +40,28 @@ class Fault:
 
 
 def stage_faults(stage: StageDir, thorough: bool = True) -> Iterator[Fault]:
-    """What is wrong with a finished stage. A training's weights and checkpoints are not read, and may be
-    missing, since runs are copied without them. thorough: read large files too that are older than
+    """What is wrong with a finished stage. A training's weights are not read, and may be missing, since
+    runs are copied without them. thorough: read large files too that are older than
     the manifest."""
     path = stage.path / "manifest.json"
     manifest = stage.manifest()
-    if manifest is None:
-        yield Fault(path, "is missing" if not path.is_file() else "is no JSON")
+    if not isinstance(manifest, dict):
+        yield Fault(path, "is missing" if not path.is_file() else "is no JSON object")
         return
     told = {k: v for k, v in manifest.items() if k != "digest"}
     files = told.get("files")
-    if "digest" not in manifest or not isinstance(files, dict):
-        yield Fault(path, "was written by another version of rft, and has no digest")
+    if (
+        "digest" not in manifest
+        or not isinstance(files, dict)
+        or not all(
+            isinstance(known, dict) and {"bytes", "sha256"} <= known.keys()
+            for known in files.values()
+        )
+    ):
+        yield Fault(
+            path,
+            "was changed, or written by another version of rft: it does not tell its files' digests",
+        )
         return
     if digest(told) != manifest["digest"]:
         yield Fault(path, CHANGED)
@@ -61,7 +71,9 @@ def stage_faults(stage: StageDir, thorough: bool = True) -> Iterator[Fault]:
         if fault := _file_fault(stage.path / name, known, written, thorough):
             yield fault
     for part in sorted(stage.path.rglob("part-*.parquet")):
-        if str(part.relative_to(stage.path)) not in files:
+        inner = part.relative_to(stage.path)
+        # A killed stage may have left its scratch folder.
+        if str(inner) not in files and not any(name.startswith(".") for name in inner.parts):
             yield Fault(part, "was put there after the stage had ended")
 
 
@@ -95,7 +107,7 @@ def _file_fault(path: Path, known: Any, written: int, thorough: bool) -> Fault |
 
 def is_weights(path: Path) -> bool:
     """Nothing that a report reads."""
-    return path.suffix in (".safetensors", ".bin", ".pt", ".distcp") or "checkpoints" in path.parts
+    return path.suffix in (".safetensors", ".bin")
 
 
 def count_faults(evaluated: Path, scored: Path) -> Iterator[Fault]:

@@ -132,6 +132,23 @@ def test_verdicts_made_anew_do_not_fit_the_old_count(job: dict[str, Any]) -> Non
     assert found.file == Path(entry(job)["eval"])
 
 
+def test_a_manifest_that_tells_no_digests_is_a_fault(job: dict[str, Any]) -> None:
+    stage = StageDir(Path(entry(job)["eval"]))
+    manifest = stage.manifest() or {}
+    for wrong in ({**manifest, "files": {"part-00000.parquet": 7}}, {"rows": 1}, []):
+        (stage.path / "manifest.json").write_bytes(to_json(wrong))
+        (found,) = integrity.stage_faults(stage)
+        assert found.file == stage.path / "manifest.json"
+
+
+def test_what_a_killed_stage_left_is_no_row(job: dict[str, Any]) -> None:
+    stage = StageDir(Path(entry(job)["eval"]))
+    (part,) = rows.parts(stage.path)
+    (stage.path / ".scratch").mkdir()
+    shutil.copy(part, stage.path / ".scratch" / part.name)
+    assert not list(integrity.stage_faults(stage))
+
+
 def test_a_folder_of_another_key_is_found(job: dict[str, Any]) -> None:
     place = Path(entry(job)["eval"])
     other = place.with_name("eval-0123456789ab")
