@@ -373,7 +373,7 @@ def report(experiment: Experiment) -> None:
         raise RftError(f"{experiment.folder}: no such run: start it with `rft run`")
     with rundir.lock(experiment.folder) as handle:
         plan = Plan(experiment)
-        missing = [node.label for node in plan.nodes() if not node.done or node.dir.check()]
+        missing = [node.label for node in plan.nodes() if not node.done]
         if missing:
             raise RftError(
                 f"{plan.folder}: {len(missing)} stages are not done, the first is {missing[0]}: "
