@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import rft
-from rft import components, forecast, loops, pilots, process, rows, rundir
+from rft import components, forecast, integrity, loops, pilots, process, rows, rundir
 from rft.config import Experiment
 from rft.loader import dump
+from rft.mend import mend
 from rft.nodes import Node, in_order, refuse_formats
 from rft.plan import Plan
 from rft.report import paper
@@ -44,7 +45,7 @@ def run(experiment: Experiment, until: str | None = None, update: bool = False) 
         refuse_formats(wanted)
         _refuse_changes(plan, update)
         _lay_out(plan)
-        _mend(nodes)
+        mend(nodes)
         _skip_note(nodes)
         while batch := _next_batch(wanted):
             _run_batch(plan, batch, nodes, handle)
@@ -72,24 +73,11 @@ def pilot(experiment: Experiment, prompts: int, samples: int) -> None:
                 "is reference"
             )
         nodes = list(in_order(node for pair in found for node in pair))
-        _mend(nodes)
+        mend(nodes)
         refuse_formats(nodes)
         while batch := _next_batch(nodes):
             _run_batch(plan, batch, nodes, handle)
         forecast.tell(plan, found)
-
-
-def _mend(nodes: list[Node]) -> None:
-    for node in nodes:
-        if fault := node.dir.check():
-            process.say(f"{node.label}: {fault}: making the missing rows again")
-            node.dir.reopen()
-            if node.kind == "sample":
-                # A verdict must not stand for a text that was drawn anew.
-                for score in nodes:
-                    if score.kind == "score" and node in score.needs:
-                        rows.clear(score.dir.path)
-                        score.dir.reopen()
 
 
 def _needed(nodes: list[Node], until: str | None) -> list[Node]:
@@ -165,6 +153,12 @@ def _lay_out(plan: Plan) -> None:
             (home / name).unlink()
         for name, node in row.links.items():
             rundir.link(home / name, node.dir.path)
+    links = {
+        f"{row.arm}/seed{row.seed}/{name}": node.dir.path.name
+        for row in plan.rows
+        for name, node in row.links.items()
+    }
+    integrity.seal(plan.folder, links)
 
 
 def _next_batch(nodes: list[Node]) -> list[Node]:
@@ -385,7 +379,7 @@ def report(experiment: Experiment, figures: bool = False) -> None:
         raise RftError(f"{experiment.folder}: no such run: start it with `rft run`")
     with rundir.lock(experiment.folder) as handle:
         plan = Plan(experiment)
-        missing = [node.label for node in plan.nodes() if not node.done or node.dir.check()]
+        missing = [node.label for node in plan.nodes() if not node.done]
         if missing:
             raise RftError(
                 f"{plan.folder}: {len(missing)} stages are not done, the first is {missing[0]}: "
@@ -396,6 +390,7 @@ def report(experiment: Experiment, figures: bool = False) -> None:
 
 def _report(plan: Plan, lock: int, figures: bool = False) -> None:
     experiment = plan.experiment
+    integrity.refuse(integrity.run_faults(plan.folder))
     entries = []
     for row in plan.rows:
         link = {name: str(node.dir.path) for name, node in row.links.items()}

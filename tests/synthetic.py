@@ -11,7 +11,7 @@ from typing import Any
 
 from rft import rows
 from rft.config import Experiment
-from rft.rundir import StageDir, to_json
+from rft.rundir import StageDir, stage_record, to_json
 from rft.types import (
     Candidate,
     ChoiceRow,
@@ -58,14 +58,15 @@ def build(
     scorers: tuple[str, ...] = ("answer",),
     margin: float | None = None,
     seen: int = 0,
+    held_out: str = "held-out",
 ) -> dict[str, Any]:
     """Writes the run under `root` and returns the report stage's job. dtypes: number formats in which each
     arm is evaluated beside the main one, each a little worse. scorers: of the evaluation; a second one
     gives each sample it can judge a number, the higher the surer it is right. seen: so many training problems on
-    which each arm is evaluated as well."""
+    which each arm is evaluated as well. held_out: another word makes other held-out problems."""
     rng = random.Random(7)
-    prompts = root / "stages" / "prompts"
-    train, held = _problems(rng, problems, "train"), _problems(rng, problems, "held-out")
+    prompts = _begin(root, "prompts", "all")
+    train, held = _problems(rng, problems, "train"), _problems(rng, problems, held_out)
     rows.write_part(prompts / "train", train, Prompt)
     rows.write_part(prompts / "eval", held, Prompt)
     _commit(prompts, 0.4, rows=len(train), funnel=_funnel(problems + 2, problems, {"leaked": 2}))
@@ -162,7 +163,8 @@ def _pool(
 ) -> tuple[Path, Path]:
     """Candidates and their scores. odds: how likely a sample is correct, by prompt id. valued: a second
     scorer has given each that is not cut off a number."""
-    sample, score = root / "stages" / f"sample-{name}", root / "stages" / f"score-{name}"
+    sample = _begin(root, "sample", name)
+    score = _begin(root, "score", name, candidates=name, gold="g", score=[{"use": "answer"}])
     drawn, told = [], []
     for prompt in prompts:
         chance = odds.get(prompt.id, rng.random() * 0.6)
@@ -202,7 +204,7 @@ def _pool(
 def _select(
     root: Path, name: str, rng: random.Random, train: list[Prompt], pool: tuple[Path, Path] | None
 ) -> Path:
-    folder = root / "stages" / f"select-{name}"
+    folder = _begin(root, "select", name)
     choices, kept, seen = [], [], set()
     for prompt in train:
         if prompt.solution:
@@ -228,7 +230,7 @@ def _select(
 
 
 def _train(root: Path, name: str, rng: random.Random) -> Path:
-    folder = root / "stages" / f"train-{name}"
+    folder = _begin(root, "train", name)
     steps = 120 if name.startswith("rft") else 60
     lines = [
         json.dumps({"step": i + 1, "loss": 2.2 * 0.97**i + 0.3 + rng.random() * 0.2, "lr": 1e-3})
@@ -242,7 +244,7 @@ def _train(root: Path, name: str, rng: random.Random) -> Path:
 
 
 def _eval(root: Path, name: str, drawn: tuple[Path, Path]) -> Path:
-    folder = root / "stages" / f"eval-{name}"
+    folder = _begin(root, "eval", name)
     told = {r.id: r for r in rows.read(drawn[1], ScoreRow)}
     groups: dict[str, list[Candidate]] = {}
     for candidate in rows.read(drawn[0], Candidate):
@@ -273,12 +275,22 @@ def _funnel(came: int, left: int, dropped: dict[str, int]) -> dict[str, Any]:
     return {"in": came, "out": left, "dropped": dropped}
 
 
+def _begin(root: Path, kind: str, name: str, **inputs: Any) -> Path:
+    """A stage's folder, named by its key."""
+    inputs = {"kind": kind, "name": name, **inputs}
+    key = stage_record(kind, inputs)["key"]
+    stage = StageDir(root / "stages" / f"{kind}-{key[:12]}")
+    stage.path.mkdir(parents=True, exist_ok=True)
+    stage.begin(kind, inputs)
+    return stage.path
+
+
 def _commit(folder: Path, seconds: float, **record: Any) -> None:
-    StageDir(folder).commit(0.0, **record)
-    _more(folder, seconds=seconds)
+    StageDir(folder).commit(seconds, **record)
 
 
 def _more(folder: Path, **record: Any) -> None:
     """More in a stage's manifest."""
-    manifest = StageDir(folder).manifest() or {}
-    rows.write_bytes(folder / "manifest.json", to_json({**manifest, **record}))
+    manifest = {**(StageDir(folder).manifest() or {}), **record}
+    del manifest["digest"]
+    rows.write_bytes(folder / "manifest.json", to_json({**manifest, "digest": digest(manifest)}))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rft import paired, rows
 from rft.overlap import WORDS, NGrams
-from rft.report.load import ArmRun, column, pieces
+from rft.report.load import ArmRun, pieces
 from rft.report.settings import Settings, asked, differing
 from rft.report.slices import mean_P
 from rft.rundir import StageDir
@@ -238,12 +238,12 @@ Count = Callable[[ArmRun], NDArray[np.int64]]
 
 
 def _cut(run: ArmRun) -> NDArray[np.int64]:
-    return column(run, "truncated")
+    return run.columns["truncated"].to_numpy()
 
 
 def _unjudged(run: ArmRun) -> NDArray[np.int64]:
     # Of what is cut off no scorer is asked: that is told apart.
-    return np.maximum(column(run, "unknown") - column(run, "truncated"), 0)
+    return np.maximum(run.columns["unknown"].to_numpy() - run.columns["truncated"].to_numpy(), 0)
 
 
 def _rates(
@@ -256,7 +256,7 @@ def _rates(
 ) -> Found:
     """Whether the share of such answers differs between the arms that are compared: sign flips of these
     shares by problem, as for accuracies, with Holm's adjustment."""
-    if not all(getattr(run, "counted", True) for run in runs):
+    if not all(run.counted for run in runs):
         text = f"How many answers {what} is not known of all arms."
         return _found(name, "unknown", text, "Evaluate them all here, or look into their logs.")
     counted = {(run.arm, run.seed): (count(run), run.n_P) for run in runs}
@@ -316,7 +316,7 @@ def _tuned(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
     used = {
         one.folders["eval"].name
         for run in pieces(runs)
-        for one in (run, *run.formats, *([run.seen] if run.seen else []))
+        for one in run.evaluations
         if "eval" in one.folders
     }
     here = sorted({place.parent for place in done})

@@ -111,7 +111,7 @@ def _also(run: ArmRun) -> _Stages:
     """All stages of an arm; some count for the total alone."""
     found: _Stages = {}
     for piece in pieces([run]):
-        for one in (piece, *piece.formats, *([piece.seen] if piece.seen else [])):
+        for one in piece.evaluations:
             found |= {
                 folder: (stage, one.manifests[stage]) for stage, folder in one.folders.items()
             }

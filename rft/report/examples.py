@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
+import numpy as np
+
 from rft import rows
 from rft.report import trace
 from rft.report.load import ArmRun
-from rft.types import Candidate, ChoiceRow, ProblemRow, Prompt, ScoreRow
+from rft.types import Candidate, ChoiceRow, Prompt, ScoreRow
 
 LONGEST = 4000
 """Characters of one text that are shown."""
@@ -53,7 +55,9 @@ def candidates(run: ArmRun, count: int = 20, seed: int = 0) -> list[dict[str, An
             if by_reason[reason] and len(reasons) < count:
                 reasons[by_reason[reason].pop()] = reason
     found = {id: c for one in run.pools for id, c in _texts(one.sample, reasons).items()}
-    told = {r.id: r for one in run.pools for r in rows.read(one.score, ScoreRow) if r.id in reasons}
+    told = {
+        r.id: r for one in run.pools for r in rows.read(one.score, ScoreRow, among=("id", reasons))
+    }
     asked = _prompts(run.folders["prompts"] / "train", {c.prompt_id for c in found.values()})
     place = {reason: i for i, reason in enumerate(order)}
     ids = sorted(found, key=lambda i: (place[reasons[i]], i))
@@ -80,19 +84,24 @@ def changed(run: ArmRun, baseline: ArmRun, count: int = 5, seed: int = 0) -> dic
     the command that shows its row. Returns the three lists, and how many problems there are of each
     kind.
     """
-    found: dict[str, list[tuple[ProblemRow, ProblemRow]]] = {kind: [] for kind in KINDS}
-    for mine, theirs in zip(run.problems, baseline.problems):
-        gap = mine.correct * theirs.n - theirs.correct * mine.n
-        if gap:
-            found["fixed" if gap > 0 else "broken"].append((mine, theirs))
-        elif not mine.correct:
-            found["still"].append((mine, theirs))
+    gap_P = run.correct_P * baseline.n_P - baseline.correct_P * run.n_P
+    found = {
+        "fixed": np.flatnonzero(gap_P > 0).tolist(),
+        "broken": np.flatnonzero(gap_P < 0).tolist(),
+        "still": np.flatnonzero((gap_P == 0) & (run.correct_P == 0)).tolist(),
+    }
     rng = random.Random(seed)
-    chosen = {kind: rng.sample(pairs, min(count, len(pairs))) for kind, pairs in found.items()}
+    chosen = {
+        kind: [
+            (run.problems[i], baseline.problems[i])
+            for i in rng.sample(places, min(count, len(places)))
+        ]
+        for kind, places in found.items()
+    }
     ids = {mine.prompt_id for pairs in chosen.values() for mine, _ in pairs}
     asked = _prompts(run.folders["prompts"] / "eval", ids)
     sides = [(one, _by_problem(one, ids)) for one in (run, baseline)]
-    out: dict[str, Any] = {f"{kind}_count": len(pairs) for kind, pairs in found.items()}
+    out: dict[str, Any] = {f"{kind}_count": len(places) for kind, places in found.items()}
     for kind, pairs in chosen.items():
         out[kind] = []
         for both in pairs:
@@ -108,12 +117,12 @@ def changed(run: ArmRun, baseline: ArmRun, count: int = 5, seed: int = 0) -> dic
 
 def _by_problem(run: ArmRun, ids: set[str]) -> dict[str, list[tuple[Candidate, ScoreRow]]]:
     """Prompt id -> its candidates and scores by index."""
-    told = {r.id: r for r in rows.read(run.folders["eval_score"], ScoreRow) if r.prompt_id in ids}
+    asked = ("prompt_id", ids)
+    told = {r.id: r for r in rows.read(run.folders["eval_score"], ScoreRow, among=asked)}
     found: dict[str, list[tuple[Candidate, ScoreRow]]] = defaultdict(list)
     columns = ["id", "prompt_id", "index", "text", "finish"]
-    for candidate in rows.read(run.folders["eval_sample"], Candidate, columns=columns):
-        if candidate.prompt_id in ids:
-            found[candidate.prompt_id].append((candidate, told[candidate.id]))
+    for candidate in rows.read(run.folders["eval_sample"], Candidate, columns, asked):
+        found[candidate.prompt_id].append((candidate, told[candidate.id]))
     for pairs in found.values():
         pairs.sort(key=lambda pair: pair[0].index)
     return found
@@ -121,11 +130,11 @@ def _by_problem(run: ArmRun, ids: set[str]) -> dict[str, list[tuple[Candidate, S
 
 def _texts(folder: Path, ids: Iterable[str]) -> dict[str, Candidate]:
     columns = ["id", "prompt_id", "index", "text", "finish"]
-    return {c.id: c for c in rows.read(folder, Candidate, columns=columns) if c.id in ids}
+    return {c.id: c for c in rows.read(folder, Candidate, columns, ("id", ids))}
 
 
 def _prompts(folder: Path, ids: set[str]) -> dict[str, Prompt]:
-    return {p.id: p for p in rows.read(folder, Prompt) if p.id in ids}
+    return {p.id: p for p in rows.read(folder, Prompt, among=("id", ids))}
 
 
 def _problem(prompt: Prompt) -> dict[str, str]:

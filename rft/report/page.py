@@ -74,9 +74,12 @@ def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]
     firsts = [run for run in runs if run.seed == first]
     by_arm = {run.arm: run for run in firsts}
     others = [arm for arm in comparison["pooled"] if arm not in (baseline, headline)]
-    sampled = [run for run in firsts if run.pools and "select" in run.folders]
+    # A run that was copied without some of its stages lacks the parts of the page that they made.
+    sampled = [run for run in firsts if run.pools and {"prompts", "select"} <= run.folders.keys()]
     shown = next((run for run in sampled if run.arm == headline), sampled[0] if sampled else None)
     both = bool(headline and baseline)
+    sides = [by_arm[arm] for arm in (headline, baseline) if arm in by_arm]
+    read = len(sides) == 2 and all("prompts" in side.folders for side in sides)
     pairs = {(c["arm"], c["baseline"], c["seed"]): c for c in comparison["comparisons"]}
     return {
         "name": str(job["name"]),
@@ -101,14 +104,16 @@ def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]
         "k_figures": _k_figures(comparison, colours, first),
         "losses": _losses(runs, colours, first),
         "format_note": words.format_note(comparison),
-        "formats": [words.formats(run.arm, run.manifests["train"]) for run in firsts if run.steps],
+        "formats": [
+            words.formats(run.arm, run.manifests["train"])
+            for run in firsts
+            if run.steps and not run.parts
+        ],
         "funnels": [_funnel(run) for run in firsts if "select" in run.manifests],
         "yields": _yields(sampled, colours),
         "examples_of": shown,
         "examples": examples.candidates(shown) if shown else [],
-        "changed": examples.changed(by_arm[headline], by_arm[baseline], _count(job))
-        if headline and baseline
-        else None,
+        "changed": examples.changed(sides[0], sides[1], _count(job)) if read else None,
         "config": yaml.safe_dump(job["config"], sort_keys=False, allow_unicode=True, width=96),
         "versions": {**_versions(), **trace.machine(runs), "seeds": _seeds(runs)},
         "again": trace.again(job),
@@ -332,15 +337,12 @@ def _versions() -> dict[str, str]:
 
 def _times(runs: list[ArmRun]) -> dict[str, Any]:
     """Seconds by arm and stage, and in all with each shared stage counted once."""
-    once = {
-        folder: run.manifests[stage].get("seconds") or 0.0
-        for run in runs
-        for stage, folder in run.folders.items()
-    }
-    for one in (one for run in runs for one in run.formats):
+    once: dict[Path, float] = {}
+    each = [part for run in runs for part in run.parts or (run,)]
+    for one in (one for run in each for one in run.evaluations):
         for stage, folder in one.folders.items():
             once[folder] = one.manifests[stage].get("seconds") or 0.0
-    for pool in (pool for run in runs for pool in run.pools):
+    for pool in (pool for run in each for pool in run.pools):
         once[pool.sample] = pool.sample_manifest.get("seconds") or 0.0
         once[pool.score] = pool.score_manifest.get("seconds") or 0.0
     table = [

@@ -101,13 +101,17 @@ def arm_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
                 "seed_spread": pooled["seed_spread"],
                 "pair": pair,
                 "samples": sum(one["samples"] for one in mine),
-                "truncated": sum(one["truncated"] for one in mine),
+                "truncated": _sum(mine, "truncated"),
                 "unknown": sum(one["unknown"] for one in mine),
-                "tokens_per_sample": sum(one["tokens"] for one in mine)
-                / sum(one["samples"] for one in mine),
+                "tokens": _sum(mine, "tokens"),
             }
         )
     return out
+
+
+def _sum(arms: list[dict[str, Any]], key: str) -> int | None:
+    told = [one[key] for one in arms]
+    return None if None in told else sum(told)
 
 
 def _range(values: list[int | None]) -> str:
@@ -242,7 +246,7 @@ def notes(comparison: dict[str, Any]) -> list[str]:
             "Each p-value in the table is for its own comparison. Adjusted for all "
             f"{len(family)} (Holm): {told}."
         )
-    return out
+    return out + comparison["notes"]
 
 
 def evidence(comparison: dict[str, Any], pair: dict[str, Any]) -> list[str]:
@@ -305,7 +309,8 @@ def markdown(comparison: dict[str, Any], more: Sequence[Part] = ()) -> str:
 
 def results(comparison: dict[str, Any]) -> str:
     """What report.md and cards say."""
-    lines = [f"**{comparison['answer']}**", ""]
+    lines = [f"**Careful: {flag}**\n" for flag in comparison["flags"]]
+    lines += [f"**{comparison['answer']}**", ""]
     lines += parts.grid(*_cells(comparison))
     if seeds := by_seed(comparison):
         lines += ["", *[f"- {line}" for line in seeds]]
@@ -349,6 +354,8 @@ def terminal(comparison: dict[str, Any], brief: Sequence[str] = ()) -> str:
         console.print(grid)
         console.print()
 
+    for flag in comparison["flags"]:
+        console.print(Text(f"Careful: {flag}", style="bold red"))
     show(*_cells(comparison))
     console.print(Text(comparison["answer"], style="bold"))
     for line in by_seed(comparison):

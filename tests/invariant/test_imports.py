@@ -10,8 +10,8 @@ PACKAGE = ROOT / "rft"
 
 LEVELS = [
     {"cli"},
-    {"check", "export", "runner", "show", "doctor", "reference"},
-    {"cards", "forecast", "merge"},
+    {"check", "compare", "export", "runner", "show", "doctor", "reference"},
+    {"cards", "forecast", "mend", "merge"},
     {"dataset"},
     {"pilots"},
     {"plan"},
@@ -46,6 +46,7 @@ LEVELS = [
         "cluster",
         "spread",
         "overlap",
+        "integrity",
     },
     {"loader"},
     {"config"},
@@ -58,6 +59,8 @@ LEVELS = [
 
 WITHIN = {
     ("rundir", "rows"),
+    ("integrity", "rows"),
+    ("integrity", "rundir"),
     ("prompts", "components"),
     ("groups", "rows"),
     ("tallies", "equations"),

@@ -162,7 +162,7 @@ def test_no_arm_and_no_row_are_refused(one: dict[str, Any], tmp_path: Path) -> N
         report.run([{**one, "arms": []}])
     rows.write_part(tmp_path, [], ProblemRow)
     with pytest.raises(RftError, match="no evaluated problem of arm base"):
-        report.run([{**one, "arms": [{**one["arms"][0], "eval": str(tmp_path)}]}])
+        load.load({**one, "arms": [{**one["arms"][0], "eval": str(tmp_path)}]})
 
 
 def test_torn_and_foreign_lines_of_a_loss_file_are_skipped(
