@@ -76,8 +76,31 @@ def parser() -> argparse.ArgumentParser:
         if name == "eval":
             one.add_argument("--harness", choices=("lm-eval",),
                              help="evaluate on the tasks of eval.harness as well, and report")  # fmt: skip
-    experiment("report", "compare the arms again and write the report",
-               "rft report configs/quickstart.yaml compare.level=0.9")  # fmt: skip
+    one = experiment("report", "compare the arms again and write the report",
+                     "rft report configs/quickstart.yaml compare.level=0.9")  # fmt: skip
+    one.add_argument(
+        "--figures", action="store_true", help="write report/figures/ too: SVG and PDF for a paper"
+    )
+    one = verb("compare", "compare the arms of any runs, of what lm-evaluation-harness has logged, and of verdicts "
+               "made elsewhere",
+               "rft compare runs/quickstart mine=verdicts.jsonl --baseline sft --out compared")  # fmt: skip
+    one.add_argument("runs", nargs="+", metavar="[LABEL=]RUN",
+                     help="a run folder; samples_*.jsonl of lm-evaluation-harness (--log_samples) or a folder of "
+                     "them; or JSON lines of verdicts: problem, correct, and if need be n, arm, seed, sample")  # fmt: skip
+    one.add_argument("--baseline", metavar="ARM",
+                     help="arm that the others are compared with (the first run's, else the first arm)")  # fmt: skip
+    one.add_argument("--arm", help="arm of the headline (rft, else the last)")
+    one.add_argument("--level", type=float, help="confidence level (0.95)")
+    one.add_argument("--margin", type=float,
+                     help="largest loss that would not matter, a fraction: is an arm no worse than that?")  # fmt: skip
+    one.add_argument("--metric", metavar="NAME[,FILTER]",
+                     help="of lm-evaluation-harness's metrics (the first in the file)")  # fmt: skip
+    one.add_argument("--intersect", action="store_true",
+                     help="compare the problems that all arms have, where they have different ones")  # fmt: skip
+    one.add_argument("--flagged", action="store_true",
+                     help="go on where a run was changed by hand or scorers differ; the report says so first")  # fmt: skip
+    one.add_argument("--out", type=Path, metavar="FOLDER",
+                     help="write report.html, report.md and comparison.json there")  # fmt: skip
     one = experiment("export", "write what an arm has learnt, or the rows that it learnt from, as a folder with "
                      "a card",
                      "rft export configs/quickstart.yaml --arm rft --as trl --to data/mine")  # fmt: skip
@@ -154,6 +177,12 @@ def _do(options: argparse.Namespace) -> int:
 
         show.show(Path(options.run), options.stage, options.id, options.n, options.tokens)
         return 0
+    if options.verb == "compare":
+        from rft.compare import compare
+
+        given = vars(options).copy()
+        compare(given.pop("runs"), **{k: v for k, v in given.items() if k != "verb"})
+        return 0
     from rft import loader
     from rft.types import RftError
 
@@ -182,7 +211,7 @@ def _do(options: argparse.Namespace) -> int:
         runner.pilot(experiment, options.prompts, options.samples)
         return 0
     if options.verb == "report":
-        runner.report(experiment)
+        runner.report(experiment, options.figures)
         return 0
     with_harness = getattr(options, "harness", None) is not None
     if with_harness and not experiment.eval.harness.tasks:

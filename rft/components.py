@@ -24,7 +24,7 @@ from rft.faults import did_you_mean
 from rft.section import Component
 from rft.types import digest
 
-SHARED = ("rft.equations",)
+SHARED = ("rft.equations", "rft.overlap")
 """Modules outside the components' folders whose code decides what some of these do."""
 
 

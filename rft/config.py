@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from rft.config_compare import Compare
 from rft.config_decoding import Decoding, Engine, Eval, Loops
 from rft.config_train import Train
 from rft.section import Component, Fraction, Positive, Section
@@ -187,21 +188,6 @@ class Combine(Section):
         if isinstance(given, str):
             raise ValueError(f"write combine: {{rule: {given}}}")
         return given
-
-
-class Compare(Section):
-    """The comparison of arms on the same held-out problems."""
-
-    baseline: str = "sft"
-    """Arm that the others are compared with."""
-    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Confidence level of the intervals."""
-    resamples: Positive = 10_000
-    """Bootstrap resamples and random sign flips."""
-    margin: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Largest loss of accuracy that would not matter, a fraction (0.01 is one point): the report then
-    says whether an arm is shown to be no worse than the baseline by more, and whether they are
-    equivalent. To be chosen before the results are known; null asks neither."""
 
 
 class Ray(Section):

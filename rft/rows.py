@@ -186,6 +186,25 @@ def batches(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Recor
                 yield batch
 
 
+def read_table(folder: Path, columns: list[str]) -> pa.Table:
+    """The folder's rows as columns, each id once. The first column is the id. Raises RftError for rows
+    that lack one of them."""
+    found = list(batches(folder, columns))
+    if not found:
+        return pa.table({name: [] for name in columns})
+    refuse_lacking(folder, columns, found[0])
+    return pa.Table.from_batches(found).select(columns)
+
+
+def refuse_lacking(folder: Path, names: list[str], batch: pa.RecordBatch) -> None:
+    lacking = [name for name in names if name not in batch.schema.names]
+    if lacking:
+        raise RftError(
+            f"{folder}: its rows have no {lacking[0]}: another version of rft wrote them. Remove "
+            "the folder of their stage, and give the run's command again"
+        )
+
+
 def _has_doubles(paths: list[Path]) -> bool:
     if len(paths) < 2:
         return False
@@ -211,8 +230,14 @@ def objects(batch: "pa.RecordBatch | pa.Table", row_type: Callable[..., Row]) ->
     return map(row_type, *got)
 
 
-def read(folder: Path, row_type: type[Row], columns: list[str] | None = None) -> Iterator[Row]:
-    """The folder's rows, each id once. With `columns`, the other fields are None.
+def read(
+    folder: Path,
+    row_type: type[Row],
+    columns: list[str] | None = None,
+    among: tuple[str, Iterable[str]] | None = None,
+) -> Iterator[Row]:
+    """The folder's rows, each id once. With `columns`, the other fields are None. among: a column and
+    the values of it that are wanted, for some rows of many.
 
     The first field is the id, and always among the columns. Raises RftError without `columns` for rows
     that lack a field.
@@ -220,13 +245,12 @@ def read(folder: Path, row_type: type[Row], columns: list[str] | None = None) ->
     names = [f.name for f in dataclasses.fields(row_type)]  # type: ignore[arg-type]
     if columns is not None:
         columns = [names[0], *(c for c in columns if c != names[0])]
+    wanted = pa.array(list(among[1]), pa.string()) if among else None
     for batch in batches(folder, columns):
-        lacking = [] if columns else [name for name in names if name not in batch.schema.names]
-        if lacking:
-            raise RftError(
-                f"{folder}: its rows have no {lacking[0]}: another version of rft wrote them. Remove "
-                "the folder of their stage, and give the run's command again"
-            )
+        if columns is None:
+            refuse_lacking(folder, names, batch)
+        if wanted is not None and among:
+            batch = batch.filter(pc.is_in(batch.column(among[0]), value_set=wanted))
         yield from objects(batch, row_type)
 
 

@@ -45,8 +45,7 @@ class StageDir:
     def begin(self, kind: str, inputs: dict[str, Any]) -> None:
         """Writes what the key was made of. Idempotent, so a resumed stage calls it again."""
         if self.inputs() is None:
-            record = {"kind": kind, "key": digest(inputs), "inputs": inputs}
-            rows.write_bytes(self.path / "stage.json", to_json(record))
+            rows.write_bytes(self.path / "stage.json", to_json(stage_record(kind, inputs)))
 
     def commit(self, seconds: float, **record: Any) -> None:
         """Writes the manifest. seconds: what this attempt took; earlier ones are not counted."""
@@ -85,6 +84,11 @@ class StageDir:
         """Takes the manifest away, so that the missing rows are made again."""
         rows.parts(self.path)
         (self.path / "manifest.json").unlink(missing_ok=True)
+
+
+def stage_record(kind: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What stage.json holds."""
+    return {"kind": kind, "key": digest(inputs), "inputs": inputs}
 
 
 def to_json(value: Any) -> bytes:

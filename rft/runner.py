@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import rft
-from rft import components, forecast, harness, loops, pilots, process, rows, rundir
+from rft import components, forecast, harness, integrity, loops, pilots, process, rows, rundir
 from rft.config import Experiment
 from rft.loader import dump
+from rft.mend import mend
 from rft.nodes import Node, in_order, refuse_formats
 from rft.plan import Plan
+from rft.report import paper
 from rft.types import Prompt, RftError, digest
 
 STOP_S = 60
@@ -44,7 +46,7 @@ def run(experiment: Experiment, until: str | None = None, update: bool = False) 
         harness.refuse(wanted)
         _refuse_changes(plan, update)
         _lay_out(plan)
-        _mend(nodes)
+        mend(nodes)
         _skip_note(nodes)
         while batch := _next_batch(wanted):
             _run_batch(plan, batch, nodes, handle)
@@ -72,24 +74,11 @@ def pilot(experiment: Experiment, prompts: int, samples: int) -> None:
                 "is reference"
             )
         nodes = list(in_order(node for pair in found for node in pair))
-        _mend(nodes)
+        mend(nodes)
         refuse_formats(nodes)
         while batch := _next_batch(nodes):
             _run_batch(plan, batch, nodes, handle)
         forecast.tell(plan, found)
-
-
-def _mend(nodes: list[Node]) -> None:
-    for node in nodes:
-        if fault := node.dir.check():
-            process.say(f"{node.label}: {fault}: making the missing rows again")
-            node.dir.reopen()
-            if node.kind == "sample":
-                # A verdict must not stand for a text that was drawn anew.
-                for score in nodes:
-                    if score.kind == "score" and node in score.needs:
-                        rows.clear(score.dir.path)
-                        score.dir.reopen()
 
 
 def _needed(nodes: list[Node], until: str | None) -> list[Node]:
@@ -165,6 +154,12 @@ def _lay_out(plan: Plan) -> None:
             (home / name).unlink()
         for name, node in row.links.items():
             rundir.link(home / name, node.dir.path)
+    links = {
+        f"{row.arm}/seed{row.seed}/{name}": node.dir.path.name
+        for row in plan.rows
+        for name, node in row.links.items()
+    }
+    integrity.seal(plan.folder, links)
 
 
 def _next_batch(nodes: list[Node]) -> list[Node]:
@@ -376,23 +371,29 @@ def _environment() -> dict[str, str]:
     return {k: v for k, v in quiet.items() if k not in os.environ}
 
 
-def report(experiment: Experiment) -> None:
-    """Compares the arms of a finished run and writes its report. Raises RftError."""
+def report(experiment: Experiment, figures: bool = False) -> None:
+    """Compares the arms of a finished run and writes its report. Raises RftError.
+
+    figures: write them as files as well.
+    """
+    if figures:
+        paper.check()
     if not (experiment.folder / "stages").is_dir():
         raise RftError(f"{experiment.folder}: no such run: start it with `rft run`")
     with rundir.lock(experiment.folder) as handle:
         plan = Plan(experiment)
-        missing = [node.label for node in plan.nodes() if not node.done or node.dir.check()]
+        missing = [node.label for node in plan.nodes() if not node.done]
         if missing:
             raise RftError(
                 f"{plan.folder}: {len(missing)} stages are not done, the first is {missing[0]}: "
                 "`rft run` does them and reports"
             )
-        _report(plan, handle)
+        _report(plan, handle, figures)
 
 
-def _report(plan: Plan, lock: int) -> None:
+def _report(plan: Plan, lock: int, figures: bool = False) -> None:
     experiment = plan.experiment
+    integrity.refuse(integrity.run_faults(plan.folder))
     entries = []
     for row in plan.rows:
         link = {name: str(node.dir.path) for name, node in row.links.items()}
@@ -446,6 +447,7 @@ def _report(plan: Plan, lock: int) -> None:
         "margin": experiment.compare.margin,
         "baseline": experiment.compare.baseline,
         "k": experiment.eval.k,
+        "figures": figures,
         "arms": entries,
     }
     job["harness"] = harness.entry(plan, job)

@@ -139,7 +139,13 @@ def _run(console: Console, run: Path, links: dict[str, list[Path]]) -> None:
     console.print(table)
     page = run / "report" / "report.html"
     if page.is_file():
-        console.print(f"report: {page}")
+        told = rundir.read_json(page.with_name("comparison.json")) or {}
+        stale = any(
+            (rundir.StageDir(run / "stages" / name).manifest() or {}).get("digest") != digest
+            for name, digest in told.get("made_of", {}).items()
+        )
+        note = " (made before its stages changed: `rft run` or `rft report` makes it anew)"
+        console.print(f"report: {page}{note if stale else ''}")
 
 
 def _stage(

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, permutations
 from statistics import NormalDist
 from typing import Any
 
@@ -200,6 +200,51 @@ def mean_interval(values: Any, level: float = 0.95) -> Interval:
     effective = mean * (1 - mean) * count / float(values_P.var(ddof=1))
     ends = _score_ends(mean, effective, t_quantile((1 + level) / 2, count - 1))
     return Interval(mean, *ends, "wilson, effective n")
+
+
+def apart(one: Interval, other: Interval) -> Interval:
+    """One estimate minus another that is independent of it, such as accuracies on different problems.
+
+    The ends come from those of both intervals: low = d - sqrt((a - a_low)^2 + (b_high - b)^2), high
+    likewise (Newcombe 1998, Statistics in Medicine 17, 873, method 10; for any estimates Zou and Donner
+    2008, same journal 27, 1693). At the level of the two intervals.
+
+    In simulations (scripts/bench/coverage.py --only gap) a 95% interval covered 94% to 97% on 50 to
+    1,319 problems and 50 or 200 others; 99% with 50 of each, one sample and an accuracy of 3%.
+    """
+    value = one.value - other.value
+    below = math.hypot(one.value - one.low, other.high - other.value)
+    above = math.hypot(one.high - one.value, other.value - other.low)
+    return Interval(value, value - below, value + above, "newcombe, of both intervals")
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
+    """Spearman's rank correlation (1904) of two lists, ties at their mean rank, and its two-sided exact
+    p: the share of orders of y whose correlation is as far from 0 (of 8 values and more 20,000 random
+    orders, by the rule of Phipson and Smyth 2010). None for fewer than 3 values, or where one list is
+    all alike.
+    """
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    ranks_x, ranks_y = _ranks(x), _ranks(y)
+    size = float(np.sqrt((ranks_x**2).sum() * (ranks_y**2).sum()))
+    seen = float(ranks_x @ ranks_y) / size
+    if len(x) < 8:
+        orders = np.array(list(permutations(range(len(x)))))
+        extra = 0
+    else:
+        orders = np.random.default_rng(0).random((20_000, len(x))).argsort(axis=1)
+        extra = 1
+    far = int((np.abs(ranks_y[orders] @ ranks_x) / size >= abs(seen) - 1e-9).sum())
+    return seen, (far + extra) / (len(orders) + extra)
+
+
+def _ranks(values: Sequence[float]) -> Floats:
+    """Ranks about their mean, ties at the mean of theirs."""
+    place = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)[1]
+    counts = np.bincount(place)
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2
+    return np.asarray(mean_rank[place] - (len(values) + 1) / 2)
 
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)

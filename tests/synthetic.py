@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rft import rows
-from rft.rundir import StageDir, to_json
+from rft.config import Experiment
+from rft.rundir import StageDir, stage_record, to_json
 from rft.types import (
     Candidate,
     ChoiceRow,
@@ -30,7 +31,18 @@ HOSTILE = (
     "{{ 7 * 7 }} {% raw %} \x1b[31mred\u202e",
     "a_word_without_any_space_" * 20,
 )
-ACCURACY = {"base": 0.08, "sft": 0.35, "sft_matched": 0.38, "random": 0.3, "rft": 0.5}
+ACCURACY = {
+    "base": 0.08, "sft": 0.35, "sft_matched": 0.38, "random": 0.3, "rft_repeats": 0.42, "rft": 0.5
+}  # fmt: skip
+SAMPLED = ("random", "rft_repeats", "rft")
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "base": {"train": None},
+    "sft": {"sample": {"use": "reference"}},
+    "sft_matched": {"sample": {"use": "reference"}, "train": {"match": "arm:rft"}},
+    "random": {"select": [{"use": "random", "args": {"rows": "arm:rft"}}]},
+    "rft_repeats": {"select": [{"use": "correct"}]},
+    "rft": {},
+}
 
 
 def build(
@@ -45,13 +57,16 @@ def build(
     dtypes: tuple[str, ...] = (),
     scorers: tuple[str, ...] = ("answer",),
     margin: float | None = None,
+    seen: int = 0,
+    held_out: str = "held-out",
 ) -> dict[str, Any]:
     """Writes the run under `root` and returns the report stage's job. dtypes: number formats in which each
     arm is evaluated beside the main one, each a little worse. scorers: of the evaluation; a second one
-    gives each sample it can judge a number, the higher the surer it is right."""
+    gives each sample it can judge a number, the higher the surer it is right. seen: so many training problems on
+    which each arm is evaluated as well. held_out: another word makes other held-out problems."""
     rng = random.Random(7)
-    prompts = root / "stages" / "prompts"
-    train, held = _problems(rng, problems, "train"), _problems(rng, problems, "held-out")
+    prompts = _begin(root, "prompts", "all")
+    train, held = _problems(rng, problems, "train"), _problems(rng, problems, held_out)
     rows.write_part(prompts / "train", train, Prompt)
     rows.write_part(prompts / "eval", held, Prompt)
     _commit(prompts, 0.4, rows=len(train), funnel=_funnel(problems + 2, problems, {"leaked": 2}))
@@ -63,10 +78,10 @@ def build(
             entry: dict[str, Any] = dict.fromkeys(("select", "train"))
             entry |= {"arm": arm, "seed": seed, "prompts": str(prompts), "pools": []}
             entry["scorers"] = list(scorers)
-            if arm in ("rft", "random"):
+            if arm in SAMPLED:
                 entry["pools"] = [{"name": "", "sample": str(pool[0]), "score": str(pool[1])}]
             if arm != "base":
-                sampled = pool if arm in ("rft", "random") else None
+                sampled = pool if arm in SAMPLED else None
                 entry["select"] = str(_select(root, f"{arm}-{seed}", rng, train, sampled))
                 entry["train"] = str(_train(root, f"{arm}-{seed}", rng))
             level = ACCURACY[arm]
@@ -88,11 +103,21 @@ def build(
                 paths = (str(drawn[0]), str(drawn[1]), str(_eval(root, name, drawn)))
                 other = {"dtype": dtype, "use": "transformers"}
                 entry["formats"].append({**other, **dict(zip(evaluations, paths))})
+            if seen:
+                learnt = 0.2 if arm in SAMPLED else 0.3 if arm != "base" else 0.0
+                odds = dict.fromkeys((p.id for p in train), min(1.0, level + learnt))
+                drawn = _pool(root, f"seen-{arm}-{seed}", rng, train[:seen], eval_n, odds)
+                paths = (
+                    str(drawn[0]),
+                    str(drawn[1]),
+                    str(_eval(root, f"{arm}-{seed}-seen", drawn)),
+                )
+                entry["seen"] = dict(zip(evaluations, paths))
             entries.append(entry)
     return {
         "folder": str(root / "report"),
         "name": "synthetic <b>run</b>",
-        "config": {"name": "synthetic", "model": {"base": "tiny"}, "note": HOSTILE[0]},
+        "config": config(arms),
         "level": 0.95,
         "resamples": resamples,
         "margin": margin,
@@ -100,6 +125,18 @@ def build(
         "k": list(k),
         "arms": entries,
     }
+
+
+def config(arms: tuple[str, ...]) -> dict[str, Any]:
+    """The experiment of these arms, resolved."""
+    told = {
+        "name": "synthetic",
+        "model": {"base": "tiny"},
+        "prompts": {"use": "jsonl"},
+        "chat": {"system": HOSTILE[0]},
+        "arms": {arm: OVERRIDES[arm] for arm in arms},
+    }
+    return Experiment.model_validate(told).model_dump(mode="json")
 
 
 def _problems(rng: random.Random, count: int, split: str) -> list[Prompt]:
@@ -110,7 +147,8 @@ def _problems(rng: random.Random, count: int, split: str) -> list[Prompt]:
         if i % 7 == 0:
             question += " " + HOSTILE[i // 7 % len(HOSTILE)]
         text = f"{a} + {b} = {a + b}\nAnswer: {a + b}"
-        found.append(Prompt(digest(question), question, str(a + b), text if i % 2 else None))
+        kind = ("shells", "found | later", HOSTILE[0])[i % 3]
+        found.append(Prompt(digest(question), question, str(a + b), text if i % 2 else None, kind))
     return found
 
 
@@ -125,7 +163,8 @@ def _pool(
 ) -> tuple[Path, Path]:
     """Candidates and their scores. odds: how likely a sample is correct, by prompt id. valued: a second
     scorer has given each that is not cut off a number."""
-    sample, score = root / "stages" / f"sample-{name}", root / "stages" / f"score-{name}"
+    sample = _begin(root, "sample", name)
+    score = _begin(root, "score", name, candidates=name, gold="g", score=[{"use": "answer"}])
     drawn, told = [], []
     for prompt in prompts:
         chance = odds.get(prompt.id, rng.random() * 0.6)
@@ -155,7 +194,8 @@ def _pool(
     rows.write_part(sample, drawn, Candidate)
     rows.write_part(score, told, ScoreRow)
     total = len(drawn)
-    _commit(sample, 61.2, rows=total, funnel=_funnel(total, total, {}))
+    tokens = sum(len(candidate.token_ids) for candidate in drawn)
+    _commit(sample, 61.2, rows=total, tokens=tokens, funnel=_funnel(total, total, {}))
     verdicts = {str(v): sum(r.verdict is v for r in told) for v in Verdict}
     _commit(score, 2.5, rows=total, verdicts=verdicts, funnel=_funnel(total, total, {}))
     return sample, score
@@ -164,7 +204,7 @@ def _pool(
 def _select(
     root: Path, name: str, rng: random.Random, train: list[Prompt], pool: tuple[Path, Path] | None
 ) -> Path:
-    folder = root / "stages" / f"select-{name}"
+    folder = _begin(root, "select", name)
     choices, kept, seen = [], [], set()
     for prompt in train:
         if prompt.solution:
@@ -190,19 +230,21 @@ def _select(
 
 
 def _train(root: Path, name: str, rng: random.Random) -> Path:
-    folder = root / "stages" / f"train-{name}"
+    folder = _begin(root, "train", name)
     steps = 120 if name.startswith("rft") else 60
     lines = [
         json.dumps({"step": i + 1, "loss": 2.2 * 0.97**i + 0.3 + rng.random() * 0.2, "lr": 1e-3})
         for i in range(steps)
     ]
     rows.write_bytes(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
-    _commit(folder, 300.0 + steps, steps=steps, funnel=_funnel(steps, steps, {}))
+    _commit(
+        folder, 300.0 + steps, steps=steps, tokens=1000 * steps, funnel=_funnel(steps, steps, {})
+    )
     return folder
 
 
 def _eval(root: Path, name: str, drawn: tuple[Path, Path]) -> Path:
-    folder = root / "stages" / f"eval-{name}"
+    folder = _begin(root, "eval", name)
     told = {r.id: r for r in rows.read(drawn[1], ScoreRow)}
     groups: dict[str, list[Candidate]] = {}
     for candidate in rows.read(drawn[0], Candidate):
@@ -233,12 +275,22 @@ def _funnel(came: int, left: int, dropped: dict[str, int]) -> dict[str, Any]:
     return {"in": came, "out": left, "dropped": dropped}
 
 
+def _begin(root: Path, kind: str, name: str, **inputs: Any) -> Path:
+    """A stage's folder, named by its key."""
+    inputs = {"kind": kind, "name": name, **inputs}
+    key = stage_record(kind, inputs)["key"]
+    stage = StageDir(root / "stages" / f"{kind}-{key[:12]}")
+    stage.path.mkdir(parents=True, exist_ok=True)
+    stage.begin(kind, inputs)
+    return stage.path
+
+
 def _commit(folder: Path, seconds: float, **record: Any) -> None:
-    StageDir(folder).commit(0.0, **record)
-    _more(folder, seconds=seconds)
+    StageDir(folder).commit(seconds, **record)
 
 
 def _more(folder: Path, **record: Any) -> None:
     """More in a stage's manifest."""
-    manifest = StageDir(folder).manifest() or {}
-    rows.write_bytes(folder / "manifest.json", to_json({**manifest, **record}))
+    manifest = {**(StageDir(folder).manifest() or {}), **record}
+    del manifest["digest"]
+    rows.write_bytes(folder / "manifest.json", to_json({**manifest, "digest": digest(manifest)}))

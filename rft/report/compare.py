@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rft import paired, power, stats
@@ -53,6 +54,17 @@ METHODS = {
     "pass_at_k": "unbiased (Chen et al. 2021, equation 1), mean over problems",
     "maj_at_k": "the most frequent answer of k drawn without replacement; ties split evenly, "
     "empty answers do not vote; exact where at most 1,000 choices of k exist, else 1,000 random ones",
+    "claims": "the headline arm minus each control; shown where the interval leaves out 0 and p, Holm's where "
+    "it is one of several, agrees",
+    "rates": "answers cut off, or without a verdict: sign flips by problem, Holm's adjustment",
+    "slices": "difficulty by quantiles of the other arms' accuracy, ties together; varies_p: permutation test "
+    "of the spread of the groups' mean differences",
+    "diversity": "ways: different sets of equations (or texts) among a problem's training answers; entropy "
+    "of these, bits; alike: mean Jaccard similarity of their three-word pieces; at most 2,000 problems, "
+    "8 answers of each; Spearman's correlation with an exact p over arms",
+    "gap": "accuracy on training problems minus accuracy on held-out ones; Newcombe 1998, method 10",
+    "cost": "seconds of the stages that made an arm, with those it needs of other arms; per_point: what it "
+    "takes beyond the baseline by the points it gains, where a gain is shown",
     "best_of_k": "the sample with a scorer's highest value of k drawn without replacement; exact, ties "
     "split evenly",
 }
@@ -65,7 +77,7 @@ def compare(
     level = job["level"]
     arms = list(dict.fromkeys(run.arm for run in runs))
     baseline = job["baseline"] if job["baseline"] in arms else None
-    headline = headline_arm(runs, baseline)
+    headline = job.get("headline") or headline_arm(runs, baseline)
     comparisons = _compared(runs, job, baseline, headline)
     every_n = np.concatenate([run.n_P for run in runs])
     return {
@@ -74,6 +86,8 @@ def compare(
         "headline": {"arm": headline, "baseline": baseline},
         "level": level,
         "resamples": job["resamples"],
+        "flags": job.get("flags", []),
+        "notes": job.get("notes", []),
         "problems": len(runs[0].problems),
         "samples_per_problem": {"smallest": int(every_n.min()), "largest": int(every_n.max())},
         "arms": [_one(run, job["k"], level) for run in runs],
@@ -275,17 +289,18 @@ def _adjust(family: list[dict[str, Any]], runs: list[ArmRun], level: float) -> N
 
 
 def _one(run: ArmRun, ks: list[int], level: float) -> dict[str, Any]:
-    samples = int(run.n_P.sum())
-    tokens = sum(p.tokens for p in run.problems)
+    table, samples = run.columns, int(run.n_P.sum())
+    total = {name: pc.sum(table[name]).as_py() for name in ("unknown", "truncated", "tokens")}
+    hits, answers = (pc.list_flatten(table[name]) for name in ("hits", "answers"))
     # A scorer that reads no answer gives majority voting nothing to count.
-    readable = all(a for p in run.problems for a, hit in zip(p.answers, p.hits) if hit)
-    usable = [k for k in ks if k <= run.n_P.min()]
+    readable = (
+        len(hits) == len(answers) == samples
+        and not pc.any(pc.and_(hits, pc.equal(answers, "")), min_count=0).as_py()
+    )
+    # Where values are fractions, their denominators are no samples to choose from.
+    usable = [k for k in ks if k <= run.n_P.min() and (k == 1 or len(hits) == samples)]
     passed = {k: stats.pass_at_k(run.n_P, run.correct_P, k) for k in usable}
-    voted = {
-        k: np.array([stats.maj_at_k(p.answers, p.hits, k) for p in run.problems])
-        for k in (usable if readable else ())
-    }
-    select = run.manifests.get("select", {})
+    voted = {k: _voted(run, k) for k in (usable if readable else ())}
     return {
         "arm": run.arm,
         "seed": run.seed,
@@ -297,15 +312,23 @@ def _one(run: ArmRun, ks: list[int], level: float) -> dict[str, Any]:
             for scorer, values in run.values.items()
         },
         "samples": samples,
-        "unknown": sum(p.unknown for p in run.problems),
-        "truncated": sum(p.truncated for p in run.problems),
-        "tokens": tokens,
-        "tokens_per_sample": tokens / samples,
-        "train_rows": select.get("rows") if "train" in run.folders else None,
-        "train_rows_sampled": select.get("sampled") if "train" in run.folders else None,
+        "unknown": total["unknown"],
+        "truncated": total["truncated"] if run.counted else None,
+        "tokens": total["tokens"] if run.counted else None,
+        "tokens_per_sample": total["tokens"] / samples if run.counted else None,
+        "train_rows": run.trained_on("rows"),
+        "train_rows_sampled": run.trained_on("sampled"),
         "steps": run.steps,
         "seconds": {s: told for s in STAGES if (told := run.seconds(s)) is not None},
     }
+
+
+def _voted(run: ArmRun, k: int) -> NDArray[np.float64]:
+    """maj@k by problem."""
+    if k == 1:
+        return run.accuracy_P
+    answers, hits = (run.columns[name].to_pylist() for name in ("answers", "hits"))
+    return np.array([stats.maj_at_k(a, h, k) for a, h in zip(answers, hits)])
 
 
 def _by_k(values: dict[int, NDArray[np.float64]], level: float) -> dict[str, Any]:
@@ -317,7 +340,7 @@ def _best(run: ArmRun, values: tuple[tuple[float, ...], ...], k: int) -> NDArray
     found_P = np.empty(len(run.problems))
     for n in np.unique(run.n_P):
         where = np.flatnonzero(run.n_P == n)
-        hits_PN = [run.problems[i].hits for i in where]
+        hits_PN = run.columns["hits"].take(where).to_pylist()
         found_P[where] = stats.best_of_k([values[i] for i in where], hits_PN, k)
     return found_P
 

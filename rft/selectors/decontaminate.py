@@ -2,8 +2,7 @@
 
 `prompts.leakage` compares whole questions with this experiment's own held-out split. This looks for
 any other evaluation set, for parts of its texts, and in the candidates' texts as well: a model may
-recite what it saw in pretraining. Thirteen words is what GPT-3 (arXiv 2005.14165, appendix C) and
-many since take for an overlap that is no accident.
+recite what it saw in pretraining.
 """
 
 import os
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rft import prompts
+from rft.overlap import WORDS, NGrams, words
 from rft.selectors import _minhash
 from rft.selectors._common import checked
 from rft.types import Choice, Group, digest
@@ -54,7 +54,9 @@ def decontaminate(
     threshold: with `minhash`, the least Jaccard similarity that counts as an overlap.
     """
     overlap = (
-        _NGrams(n or 13) if method == "ngram" else _Similar(n or 3, threshold)  # one item's id each
+        NGrams(n or WORDS)
+        if method == "ngram"
+        else _Similar(n or 3, threshold)  # one item's id each
     )
     whole: dict[str, str] = {}
     for texts in _items(Path(against), columns):
@@ -93,25 +95,6 @@ def _items(path: Path, columns: list[str]) -> Iterator[list[str]]:
         raise ValueError(f"{path}: nothing to compare with")
 
 
-class _NGrams:
-    """Which item n words in a row stand in."""
-
-    def __init__(self, n: int):
-        self.n = n
-        self._held: dict[str, str] = {}
-
-    def _grams(self, text: str) -> Iterator[str]:
-        words = [w for w in _minhash.words(text) if w[0].isalnum()]
-        return (" ".join(words[i : i + self.n]) for i in range(len(words) - self.n + 1))
-
-    def add(self, text: str, id: str) -> None:
-        for gram in self._grams(text):
-            self._held.setdefault(gram, id)
-
-    def find(self, text: str) -> str | None:
-        return next((self._held[g] for g in self._grams(text) if g in self._held), None)
-
-
 class _Similar:
     """Which item a text is nearly the same as."""
 
@@ -121,9 +104,9 @@ class _Similar:
         self._ids: list[str] = []
 
     def add(self, text: str, id: str) -> None:
-        self._index.add(_minhash.signature(_minhash.words(text), self.n))
+        self._index.add(_minhash.signature(words(text), self.n))
         self._ids.append(id)
 
     def find(self, text: str) -> str | None:
-        at = self._index.find(_minhash.signature(_minhash.words(text), self.n))
+        at = self._index.find(_minhash.signature(words(text), self.n))
         return None if at is None else self._ids[at]

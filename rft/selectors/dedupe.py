@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from rft.overlap import words
 from rft.prompts import normalised
 from rft.selectors import _embedding, _minhash
 from rft.selectors._common import checked, in_order
@@ -79,7 +80,7 @@ def _near(rows: list[Scored], threshold: float, n: int) -> Iterator[Choice]:
     index = _minhash.Index(threshold)
     for row in rows:
         text = row.candidate.text
-        one = None if text in seen else _minhash.signature(_minhash.words(text), n)
+        one = None if text in seen else _minhash.signature(words(text), n)
         seen.add(text)
         if one is None or index.find(one) is not None:
             yield row, "near_duplicate"

@@ -125,9 +125,9 @@ def _draw(engine: _Engine, jobs: list[Job]) -> None:
         for scores in job.scores:
             # Not all are scored here if the run was interrupted: the score stage does the others.
             if rows.count(scores.folder) == job.board.drawn:
-                scoring.commit(
-                    scores.folder, job.folder, scores.spec["label"], share, job.decoding.loops
-                )
+                # The time is that of the sampling, and counts once.
+                label, loops = scores.spec["label"], job.decoding.loops
+                scoring.commit(scores.folder, job.folder, label, 0.0, loops, beside=True)
 
 
 def _pull(sampler: Sampler, feed: Feed, jobs: list[Job]) -> None:

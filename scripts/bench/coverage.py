@@ -12,8 +12,8 @@ deviation of 2, which spreads chances as GSM8K's are spread: most are near 0 or 
 a in that variance. m gives the wanted accuracy. Everything is drawn anew in each trial.
 
 Tables (percent): paired, differences and tests for the trained models; seeds, for other seeds as well;
-arms, four equal ones against a baseline; single, figures of one arm; margin, non-inferiority and power;
-cost. A trial's draws come from its setting alone, so a table is the same each time.
+arms, four equal ones against a baseline; single, figures of one arm; gap, accuracy on other problems;
+margin, non-inferiority and power; cost. A trial's draws come from its setting alone, so a table is the same each time.
 """
 
 import argparse
@@ -211,6 +211,23 @@ def one_margin(setting: tuple[Any, ...], trials: int) -> dict[str, float]:
     return {"MDE, points": 100 * least, **{k: 100 * v / trials for k, v in counts.items()}}
 
 
+def one_gap(setting: tuple[Any, ...], trials: int) -> dict[str, float]:
+    """Accuracy on some problems minus that on others, of one arm: equal, and higher by `more` points."""
+    problems, seen, wanted, n = setting
+    rng = np.random.default_rng(zlib.crc32(repr(setting).encode()))
+    counts: dict[str, float] = defaultdict(float)
+    for name, more in (("cover, equal", 0.0), ("cover, +10", 0.1)):
+        middles = middle_of(wanted), middle_of(wanted + more)
+        for _ in range(trials):
+            here, there = (
+                rng.binomial(n, logistic(m + math.hypot(SPREAD, OWN) * rng.standard_normal(size)))
+                for m, size in zip(middles, (problems, seen))
+            )
+            got = stats.apart(stats.mean_interval(there / n), stats.mean_interval(here / n))
+            counts[name] += holds(got, more)
+    return {name: 100 * count / trials for name, count in counts.items()}
+
+
 TABLES: dict[
     str, tuple[Callable[..., dict[str, float]], tuple[str, ...], list[tuple[Any, ...]]]
 ] = {
@@ -233,6 +250,11 @@ TABLES: dict[
         one_single,
         ("problems", "accuracy", "n"),
         list(product(SIZES, ACCURACIES, (1, 4))),
+    ),
+    "gap": (
+        one_gap,
+        ("held out", "seen", "accuracy", "n"),
+        list(product((50, 300, 1319), (50, 200), (0.03, 0.1, 0.5), (1, 4))),
     ),
     "margin": (
         one_margin,

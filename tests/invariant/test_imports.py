@@ -10,8 +10,8 @@ PACKAGE = ROOT / "rft"
 
 LEVELS = [
     {"cli"},
-    {"check", "export", "runner", "show", "doctor", "reference"},
-    {"cards", "forecast", "merge"},
+    {"check", "compare", "export", "runner", "show", "doctor", "reference"},
+    {"cards", "forecast", "mend", "merge"},
     {"dataset"},
     {"pilots"},
     {"plan"},
@@ -46,11 +46,13 @@ LEVELS = [
         "hosts",
         "cluster",
         "spread",
+        "overlap",
+        "integrity",
     },
     {"loader"},
     {"config"},
     {"config_decoding"},
-    {"config_train", "config_inference", "config_harness"},
+    {"config_train", "config_inference", "config_harness", "config_compare"},
     {"section"},
     {"faults", "types"},
 ]
@@ -58,6 +60,8 @@ LEVELS = [
 
 WITHIN = {
     ("rundir", "rows"),
+    ("integrity", "rows"),
+    ("integrity", "rundir"),
     ("prompts", "components"),
     ("groups", "rows"),
     ("tallies", "equations"),

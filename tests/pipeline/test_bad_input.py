@@ -1,5 +1,6 @@
 """What goes wrong for real users: one clear message with the fix, and nothing is lost."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rft import rows, rundir
-from rft.types import Prompt, ScoreRow
+from rft.types import Prompt, ScoreRow, Verdict
 from tests.pipeline.conftest import ROOT, SMALL, command, copy, rft
 
 ONLY_REFERENCE = [f"arms.{arm}=null" for arm in ("base", "sft_matched", "random", "rft")]
@@ -110,6 +111,46 @@ def test_torn_part_of_a_finished_stage_is_made_again(finished: Path, tmp_path: P
     # A verdict on a text that is gone is none on what was drawn in its place.
     assert rows.ids(score) == held
     assert min(path.stat().st_mtime_ns for path in rows.parts(score)) > judged
+
+
+def test_what_was_changed_by_hand_is_refused_and_made_again(finished: Path, tmp_path: Path) -> None:
+    """One verdict, one row and one setting, each refused by `rft report` and mended by `rft run`."""
+    runs = copy(finished, tmp_path)
+    home = runs / "quickstart/rft/seed0"
+    score, evaluated = (home / name for name in ("6_eval_score", "6_eval"))
+    before = {p: rundir.file_digest(p) for p in home.glob("*/part-*")}
+    (part,) = rows.parts(score)
+    first, *rest = rows.read(score, ScoreRow)
+    turned = Verdict.WRONG if first.verdict is Verdict.CORRECT else Verdict.CORRECT
+    part.unlink()
+    rows.write_part(score, [dataclasses.replace(first, verdict=turned), *rest], ScoreRow)
+    config = runs / "quickstart/experiment.yaml"
+    config.write_text(config.read_text().replace("temperature:", "temperature: 2 #", 1))
+    setting = home / "5_train/stage.json"
+    setting.write_text(setting.read_text().replace('"epochs": 2', '"epochs": 3'))
+    fails(rft(*command("report", runs)), str(config), "was changed", "`rft run` makes again")
+    done = rft(*command("run", runs))
+    assert done.returncode == 0, done.stderr
+    for file in (part, setting):
+        assert f"{file.resolve()}: was changed" in done.stderr
+    assert "starting" not in done.stderr
+    assert "what it was made of is made again" in done.stderr
+    told = {row.id: row.verdict for row in rows.read(score, ScoreRow)}
+    assert told == {row.id: row.verdict for row in [first, *rest]}
+    assert rundir.file_digest(rows.parts(evaluated)[0]) == before[rows.parts(evaluated)[0]]
+    assert rft(*command("report", runs)).returncode == 0
+    assert "made before its stages changed" not in show(runs)
+    losses = home / "5_train/metrics.jsonl"
+    losses.write_text(losses.read_text().replace("loss", "lost", 1))
+    fails(rft(*command("run", runs)), "metrics.jsonl", "Put back the file")
+    (home / "6_eval/manifest.json").unlink()
+    assert "made before its stages changed" in show(runs)
+
+
+def show(runs: Path) -> str:
+    done = rft(sys.executable, "-m", "rft.cli", "show", str(runs / "quickstart"))
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split())
 
 
 def test_show(finished: Path) -> None:

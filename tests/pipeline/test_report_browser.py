@@ -1,6 +1,7 @@
 """The report page in a real browser: it fits, obeys the colour scheme, and asks for nothing."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,12 @@ DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
 )
-WIDTHS = (1280, 800, 390, 320)
+WIDTHS = (1440, 1280, 800, 390, 320)
+AXE = Path(
+    os.environ.get("RFT_AXE")
+    or Path(__file__).parents[2] / "build/axe/node_modules/axe-core/axe.min.js"
+)
+"""npm install --prefix build/axe axe-core"""
 
 OVERHANGING = """
     return [...document.querySelectorAll('main *')].filter(e => {
@@ -60,8 +66,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of many arms, seeds and hostile texts."""
     arms = ("base", "sft", "sft_matched", "random", "rft")
     job = build(
-        tmp_path_factory.mktemp("page"), arms, (0, 1), 80, eval_n=4, k=(1, 2, 4), resamples=200
-    )
+        tmp_path_factory.mktemp("page"), arms, (0, 1), 80, eval_n=4, k=(1, 2, 4), resamples=200,
+        seen=40,
+    )  # fmt: skip
+    prices = {"watts": 65, "price_per_kwh": 0.3, "price_per_hour": 0.5}
+    job["config"]["compare"]["cost"] |= prices
     report.run([job])
     return Path(job["folder"]) / "report.html"
 
@@ -113,6 +122,34 @@ def test_scheme_is_obeyed_and_text_is_readable(browser: Any, page: Path, scheme:
     assert {name: c for name, c in contrasts.items() if c < 4.5} == {}
 
 
+@pytest.mark.skipif(not AXE.is_file(), reason="npm install --prefix build/axe axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_axe_finds_nothing_serious(browser: Any, page: Path, width: int, scheme: str) -> None:
+    show(browser, page, width, scheme)
+    browser.execute_script(AXE.read_text())
+    found = browser.execute_async_script(
+        "const done = arguments[0]; axe.run(document).then(done, e => done({fault: String(e)}))"
+    )
+    assert "fault" not in found
+    assert len(found["passes"]) > 15, "it has looked"
+    serious = {
+        v["id"]: [node["html"][:160] for node in v["nodes"][:3]]
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    }
+    assert serious == {}
+
+
+def test_every_section_is_there_and_has_one_heading(browser: Any, page: Path) -> None:
+    show(browser, page, 1440, "light")
+    for key in ("claims", "confounds", "slices", "diversity", "cost", "examples"):
+        heads = browser.find_elements("css selector", f"#{key} > h2")
+        assert len(heads) == 1 and heads[0].is_displayed(), key
+    kinds = {e.text for e in browser.find_elements("css selector", "#examples summary .mark")}
+    assert kinds == {"better", "worse", "wrong"}
+
+
 def test_nothing_is_asked_for_and_nothing_complained_of(browser: Any, page: Path) -> None:
     browser.get("about:blank")
     for log in ("performance", "browser"):
@@ -142,7 +179,7 @@ def test_hostile_text_is_seen_and_does_nothing(browser: Any, page: Path) -> None
 
 def test_examples_unfold_by_keyboard(browser: Any, page: Path) -> None:
     show(browser, page, 1280, "light", unfold=False)
-    first = browser.find_element("css selector", "details")
+    first = browser.find_element("css selector", "#examples details")
     assert first.get_attribute("open") is None
     first.find_element("css selector", "summary").send_keys("\ue007")
     assert first.get_attribute("open") == "true"

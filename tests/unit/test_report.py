@@ -1,6 +1,7 @@
 """The report on a synthetic run: its figures recomputed, its words exact, hostile text harmless."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from rft import rows
-from rft.report import compare, examples, figures, load, words
+from rft.report import compare, evidence, examples, figures, load, words
 from rft.stages import report
 from rft.types import ChoiceRow, ProblemRow, RftError, ScoreRow
 from tests.synthetic import HOSTILE, build
@@ -161,7 +162,7 @@ def test_no_arm_and_no_row_are_refused(one: dict[str, Any], tmp_path: Path) -> N
         report.run([{**one, "arms": []}])
     rows.write_part(tmp_path, [], ProblemRow)
     with pytest.raises(RftError, match="no evaluated problem of arm base"):
-        report.run([{**one, "arms": [{**one["arms"][0], "eval": str(tmp_path)}]}])
+        load.load({**one, "arms": [{**one["arms"][0], "eval": str(tmp_path)}]})
 
 
 def test_torn_and_foreign_lines_of_a_loss_file_are_skipped(
@@ -309,6 +310,10 @@ def test_all_or_none_correct_is_told_in_words(one: dict[str, Any], correct: int)
     assert (pair["p"], pair["p_exact"], pair["power"]) == (1.0, 1.0, None)
     assert pair["low"] < 0 < pair["high"]
     got["answer"] = words.answer(got)
+    evidence.gather(one, runs, got)
+    assert got["slices"]["difficulty"] is None, "no problem is harder than another"
+    assert {c["state"] for c in got["claims"] if c["arm"]} == {"open"}
+    assert evidence.parts(got)
     assert got["answer"].startswith("No difference between rft and sft can be shown")
     said = words.markdown(got) + words.terminal(got)
     assert (
@@ -415,9 +420,14 @@ def test_headline_is_shown_for_every_seed(one: dict[str, Any], many: dict[str, A
 
 def test_markdown_tables_are_square(many: dict[str, Any]) -> None:
     lines = (Path(many["folder"]) / "report.md").read_text().splitlines()
-    table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 2 + len(ARMS)
-    assert len({line.count("|") for line in table}) == 1
+    tables = [
+        list(block)
+        for is_row, block in itertools.groupby(lines, key=lambda line: line.startswith("|"))
+        if is_row
+    ]
+    assert len(tables[0]) == 2 + len(ARMS)
+    for table in tables:
+        assert len({line.replace("\\|", "").count("|") for line in table}) == 1, table[0]
     assert "<b>" not in lines[0]
 
 
@@ -500,7 +510,7 @@ def test_changed_problems_show_what_changed(many: dict[str, Any]) -> None:
         for arm in ("rft", "sft")
         for row in rows.read(runs[arm].folders["eval_score"], ScoreRow)
     }
-    for name, better in (("fixed", "rft"), ("broken", "sft")):
+    for name, better in (("fixed", "rft"), ("broken", "sft"), ("still", None)):
         for example in got[name]:
             for answer in example["answers"]:
                 assert (answer["arm"], example["id"], answer["verdict"]) in verdicts

@@ -145,7 +145,9 @@ def test_every_prompt_gets_n_samples_and_each_of_them_its_verdict(
     assert all(c.id == digest("one", c.prompt_id, c.index) for c in kept(one).values())
     # Two of three are right but for p0, whose wrong answer is wrong too.
     assert sorted(scored(one).values()) == ["correct"] * 8 + ["wrong"] * 4
-    assert StageDir(Path(one["scores"][0]["folder"])).manifest()["verdicts"] == {
+    score = StageDir(Path(one["scores"][0]["folder"])).manifest()
+    assert score["beside"] and score["seconds"] == 0, "the time is the sampling's"
+    assert score["verdicts"] == {
         "correct": 8,
         "wrong": 4,
     }

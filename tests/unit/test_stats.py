@@ -194,3 +194,36 @@ def test_mean_interval_covers_the_truth() -> None:
         covered += got.low <= 0.2 <= got.high
     # 95% wanted; four standard errors of 1,000 trials are 2.8 points.
     assert 0.922 <= covered / trials <= 0.978
+
+
+def test_apart_is_newcombes_interval() -> None:
+    """Newcombe 1998, Table II, row (a) of method 10: 56/70 against 48/80."""
+    got = stats.apart(stats.wilson(56, 70), stats.wilson(48, 80))
+    assert got.value == pytest.approx(0.2)
+    assert (got.low, got.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    back = stats.apart(stats.wilson(48, 80), stats.wilson(56, 70))
+    assert (back.low, back.high) == pytest.approx((-got.high, -got.low))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "rho", "p"),
+    [
+        ([1, 2, 3], [10, 20, 30], 1.0, 2 / 6),
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1.0, 2 / 24),
+        ([1, 2, 3, 4, 5], [2, 1, 4, 3, 5], 0.8, 16 / 120),
+        # Ties at their mean rank: ranks 1.5, 1.5, 3 and 1, 2, 3.
+        ([7, 7, 9], [1, 2, 3], 1.5 / math.sqrt(1.5 * 2), 4 / 6),
+    ],
+)
+def test_rank_correlation(x: list[float], y: list[float], rho: float, p: float) -> None:
+    got = stats.rank_correlation(x, y)
+    assert got is not None
+    assert got == (pytest.approx(rho), pytest.approx(p))
+
+
+def test_rank_correlation_of_many_is_drawn_and_of_few_not_told() -> None:
+    got = stats.rank_correlation(list(range(12)), [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10])
+    assert got is not None
+    assert got[0] > 0.9 and got[1] < 0.001
+    assert stats.rank_correlation([1, 2], [1, 2]) is None
+    assert stats.rank_correlation([1, 1, 1], [1, 2, 3]) is None
