@@ -36,10 +36,10 @@ class United:
 def unite(given: list[Source], intersect: bool = False, go_on: bool = False) -> United:
     """intersect: keep the problems that all arms have. go_on: compare in spite of different scorers.
     Raises RftError where the arms cannot be compared."""
-    notes: list[str] = []
     groups = _grouped(given)
     flags = _scorers([source for same in groups.values() for source in same], go_on)
-    pooled = [_pool(same, notes) for same in groups.values()]
+    pooled = [_pool(same) for same in groups.values()]
+    notes = _parts(groups)
     alike = _same_problems(pooled, intersect, notes)
     return United(alike, [*notes, *_seeds(alike), *_unknown(alike)], flags + _asked(alike))
 
@@ -94,7 +94,22 @@ def _both(one: pa.ChunkedArray, other: pa.ChunkedArray) -> int:
     return int(pc.sum(pc.is_in(one, value_set=other.combine_chunks()), min_count=0).as_py())
 
 
-def _pool(parts: list[Source], notes: list[str]) -> Source:
+def _parts(groups: Groups) -> list[str]:
+    """A sentence for all arms that were put together alike."""
+    told: dict[str, list[str]] = defaultdict(list)
+    for (arm, seed), parts in groups.items():
+        if len(parts) > 1:
+            sizes = (f"{part.path.name} {len(part.run.columns):,}" for part in parts)
+            told[f"{len(parts)} parts on different problems as one ({', '.join(sizes)})"].append(
+                f"{arm}, seed {seed}"
+            )
+    return [
+        f"{'; '.join(arms)}: {how}; rows and steps are means over them."
+        for how, arms in told.items()
+    ]
+
+
+def _pool(parts: list[Source]) -> Source:
     """One arm and seed of its parts on different problems."""
     if len(parts) == 1:
         return parts[0]
@@ -102,12 +117,6 @@ def _pool(parts: list[Source], notes: list[str]) -> Source:
     tables = [part.run.columns for part in parts]
     names = [n for n in tables[0].column_names if all(n in t.column_names for t in tables)]
     table = pa.concat_tables([t.select(names) for t in tables]).sort_by("prompt_id")
-    sizes = [len(t) for t in tables]
-    notes.append(
-        f"{first.arm}, seed {first.seed}: {len(parts)} parts on different problems as one "
-        f"({', '.join(f'{part.path.name} {size:,}' for part, size in zip(parts, sizes))}); rows and steps "
-        "are means over them."
-    )
     run = ArmRun(
         first.arm,
         first.seed,

@@ -328,7 +328,7 @@ def test_folds_are_pooled(tmp_path: Path) -> None:
     assert got["arms"][0]["tokens"] == sum(e["arms"][0]["tokens"] for e in each)
     rft = next(a for a in got["arms"] if a["arm"] == "rft")
     assert rft["steps"] == 120
-    assert any("rft, seed 0: 3 parts on different problems as one (fold0 20, fold1 21" in n for n in got["notes"])  # fmt: skip
+    assert any("rft, seed 0" in n and ": 3 parts on different problems as one (fold0 20, fold1 21" in n for n in got["notes"])  # fmt: skip
     assert set(got["made_of"]) == {k for e in each for k in e["made_of"]}
 
 
