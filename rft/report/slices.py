@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rft import paired, rows, stats
 from rft.report.load import ArmRun, pieces
+from rft.report.verdicts import LABELS
 
 QUANTILES = 4
 MOST_KINDS = 12
@@ -74,6 +75,10 @@ def quantiles(values_P: Floats, count: int) -> list[NDArray[np.int64]]:
 
 def _kinds(runs: list[ArmRun]) -> list[str] | None:
     """The label of each problem in the order of `ArmRun.problems`; None where there are none."""
+    for name in LABELS:  # of verdicts made elsewhere
+        for run in runs:
+            if name in run.columns.column_names:
+                return _common([one or "(no label)" for one in run.columns[name].to_pylist()])
     folders = {run.folders["prompts"] for run in pieces(runs) if "prompts" in run.folders}
     told: dict[str, str | None] = {}
     for folder in sorted(folders):
@@ -82,7 +87,12 @@ def _kinds(runs: list[ArmRun]) -> list[str] | None:
                 told.update(zip(batch.column("id").to_pylist(), batch.column("kind").to_pylist()))
     if not any(told.values()):
         return None
-    labels = [told.get(p.prompt_id) or "(no label)" for p in runs[0].problems]
+    ids = runs[0].columns["prompt_id"].to_pylist()
+    return _common([told.get(id) or "(no label)" for id in ids])
+
+
+def _common(labels: list[str]) -> list[str] | None:
+    """The labels, the rarest as one; None where all have the same."""
     common = [name for name, _ in Counter(sorted(labels)).most_common()]
     if len(common) < 2:
         return None

@@ -39,7 +39,9 @@ def command(run: ArmRun, stage: str, id: str = "") -> str:
 
 
 def again(job: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what it does, command): of the run that this report is of; none where it is of several."""
+    """(what it does, command): of the run that this report is of, or of the comparison."""
+    if "command" in job:
+        return [("This comparison", job["command"])]
     root = Path(job["folder"]).parent
     if not (root / "experiment.yaml").is_file():
         return []

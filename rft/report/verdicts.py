@@ -51,7 +51,8 @@ _SCHEMA = pa.schema(
     ]
 )
 LABELS = ("topic", "difficulty")
-"""Columns that problems have beside those of `ProblemRow`, where they are told."""
+"""Columns that problems have beside those of `ProblemRow`, where they are told: the first that is there
+groups them in the report."""
 ASKED = "asked"
 """One more, of the harness's: a hash of the text that the problem was put in."""
 

@@ -184,6 +184,25 @@ def test_empty_and_missing(tmp_path: Path) -> None:
             compare([str(tmp_path / name)])
 
 
+@pytest.mark.parametrize("name", ["topic", "difficulty"])
+def test_groups_that_verdicts_tell_have_rows_of_their_own(tmp_path: Path, name: str) -> None:
+    own = [*lines("a", 0.3), *lines("b", 0.6)]
+    own = [{**one, name: "odd" if int(one["problem"][1:]) % 2 else "even"} for one in own]
+    compare([str(write(tmp_path / "v.jsonl", *own))], out=tmp_path / "out")
+    groups = told(tmp_path / "out")["slices"]["kind"]["groups"]
+    assert [(g["name"], g["problems"]) for g in groups] == [("even", 50), ("odd", 50)]
+    right = [one["correct"] for one in own if one["arm"] == "b" and one[name] == "odd"]
+    assert groups[1]["arms"]["b"]["value"] == pytest.approx(sum(right) / 50)
+
+
+def test_the_command_is_told(tmp_path: Path) -> None:
+    file = write(tmp_path / "a file.jsonl", *lines("a", 0.3), *lines("b", 0.6))
+    out = tmp_path / "out"
+    compare([str(file)], out=out, baseline="b", level=0.9, intersect=True)
+    command = f"rft compare '{file}' --baseline b --level 0.9 --out {out} --intersect"
+    assert command in (out / "report.md").read_text()
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_none_or_all_correct(tmp_path: Path, share: float) -> None:
     file = write(tmp_path / "v.jsonl", *lines("a", share), *lines("b", share), *lines("c", 0.5))
