@@ -72,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
         more = " eval.harness.tasks=[gsm8k] --harness lm-eval" if name == "eval" else ""
         one = experiment(name, f"{about}, running the stages before it as needed",
                          f"rft {name} configs/quickstart.yaml{more}")  # fmt: skip
-        one.add_argument("--update", action="store_true", help="as for `rft run`")
+        one.add_argument(
+            "--update", action="store_true", help="let an old run folder follow a changed config"
+        )
         if name == "eval":
             one.add_argument("--harness", choices=("lm-eval",),
                              help="evaluate on the tasks of eval.harness as well, and report")  # fmt: skip
@@ -86,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
                "rft compare runs/quickstart mine=verdicts.jsonl --baseline sft --out compared")  # fmt: skip
     one.add_argument("runs", nargs="+", metavar="[LABEL=]RUN",
                      help="a run folder; samples_*.jsonl of lm-evaluation-harness (--log_samples) or a folder of "
-                     "them; or JSON lines of verdicts: problem, correct, and if need be n, arm, seed, sample")  # fmt: skip
+                     "them; or JSON lines of verdicts: problem, correct, and if need be n, arm, seed, sample. "
+                     "LABEL names an arm that has no name, and tells runs apart")  # fmt: skip
     one.add_argument("--baseline", metavar="ARM",
                      help="arm that the others are compared with (the first run's, else the first arm)")  # fmt: skip
     one.add_argument("--arm", help="arm of the headline (rft, else the last)")

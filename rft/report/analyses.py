@@ -49,12 +49,12 @@ def _slices(comparison: dict[str, Any], tint: dict[str, int]) -> Part | None:
         )
         drawn.append(_by_difficulty(hard, shown, tint, level))
         notes.append(
-            f"How hard a problem is was told by the share of right answers of {by}"
+            f"Difficulty is the share of right answers of {by}"
             + (
                 ", the very arms that are compared: whichever was lucky on a problem sorts it, too, so "
                 "differences between groups are partly chance."
                 if hard["compared_arms"]
-                else ", not by the arms that are compared."
+                else "; the arms that are compared have no say in it."
             )
         )
         notes += _varies(hard, "difficulty", arm, baseline)
@@ -157,7 +157,7 @@ def _diversity(comparison: dict[str, Any], tint: dict[str, int]) -> Part | None:
     baseline = comparison["headline"]["baseline"]
     gaps = any(one["gap"] for one in rows)
     headings = ["arm", "answers", "problems covered %", "ways a problem"]
-    headings += ["entropy, bits", "likeness"]
+    headings += ["entropy, bits", "similarity"]
     headings += [f"gain over {baseline}, points"] if baseline else []
     headings += ["seen %", f"gap, points ({level})"] if gaps else []
     body = []
@@ -176,15 +176,15 @@ def _diversity(comparison: dict[str, Any], tint: dict[str, int]) -> Part | None:
             )
         body.append(cells)
     notes = [
-        "Ways: different sets of equations among a problem's training answers (or texts, where `sample.distinct` "
-        "says so); entropy: that of a problem's ways. Likeness: mean share of three-word pieces that two answers to one problem have in common "
-        "(Jaccard); a dash where no problem has two answers.",
+        "Ways (reasoning paths): different sets of equations among a problem's training answers, or texts, where "
+        "`sample.distinct` says so; entropy: that of a problem's ways. Similarity: mean share of three-word pieces "
+        "that two answers to one problem have in common (Jaccard); a dash where no problem has two answers.",
         *_relation(told["ways_and_gain"], f"a larger gain over {baseline}", "a smaller one"),
         *(
             _relation(told["ways_and_gap"], "a larger gap", "a smaller gap")
             if gaps
             else [
-                "How much was learnt by heart is not measured: set `eval.train_problems` to evaluate every arm "
+                "Memorisation is not measured: set `eval.train_problems` to evaluate every arm "
                 "on problems it was trained on as well."
             ]
         ),
@@ -194,7 +194,7 @@ def _diversity(comparison: dict[str, Any], tint: dict[str, int]) -> Part | None:
         notes.insert(
             1,
             f"Seen: accuracy on {most:,} training problems. Gap: that minus accuracy on the held-out ones. Problems of "
-            "both kinds differ, so a gap is not all learnt by heart: compare it with that of the arm that "
+            "both kinds differ, so a gap is not all memorisation: compare it with that of the arm that "
             "was not trained.",
         )
     return Part(

@@ -70,7 +70,7 @@ def _problems(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
     return _found(
         "problems",
         "flagged",
-        f"{held}, but not all had the same training problems. Other than {first}: {said}.",
+        f"{held}, but not all had the same training problems. Different from those of {first}: {said}.",
         "Read their differences as those of data and method together.",
         arms=other,
     )
@@ -101,7 +101,7 @@ def _decoding(settings: dict[str, Settings], comparison: dict[str, Any]) -> Foun
     return _found(
         "decoding",
         "flagged",
-        f"Not all arms were evaluated alike. Other than {first}: {said}.",
+        f"Not all arms were evaluated alike. Different from {first}: {said}.",
         "Give all arms the same `eval`, `chat` and `score`, or add an arm that has the other ones and "
         "nothing else.",
         arms={name: list(paths) for name, paths in other.items()},

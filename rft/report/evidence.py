@@ -94,8 +94,8 @@ def _claims(comparison: dict[str, Any]) -> Part | None:
     return Part(
         "claims",
         "What this experiment can say",
-        f"Each claim about {headline} rests on one control. An arm is told to be one by its settings, not by "
-        "its name.",
+        f"Each claim about {headline} rests on one control. An arm is recognised as one by its settings, not "
+        "by its name.",
         tables=[Table(headings, table, "Claims and their controls", (0, 1, 2))],
         codes=[
             (

@@ -83,7 +83,9 @@ def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]
     pairs = {(c["arm"], c["baseline"], c["seed"]): c for c in comparison["comparisons"]}
     return {
         "name": str(job["name"]),
-        "answer": comparison["answer"].replace(" -", " −"),
+        "answer": comparison["answer"]
+        .replace(" -", " −")
+        .replace("p = ", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"),
         "notes": words.notes(comparison),
         "others": [
             words.sentence(comparison, headline, arm).replace(" -", " −") for arm in others if both

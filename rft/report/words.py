@@ -302,7 +302,7 @@ def evidence(comparison: dict[str, Any], pair: dict[str, Any]) -> list[str]:
         out.append(
             f"In {100 * able['power']:.0f} of 100 such experiments a true difference of "
             f"{percent(able['detectable'])} points between {pair['arm']} and {pair['baseline']} is "
-            f"shown; one of 1 point takes about {needed} with these trained models."
+            f"shown; to show one of 1 point takes about {needed} with these trained models."
         )
         kinds = {
             "problem": "problems",
