@@ -51,7 +51,7 @@ def brief(comparison: dict[str, Any]) -> list[str]:
         if one["state"] == "missing"
     ]
     found = [NAMES[one["name"]] for one in comparison["confounds"] if one["state"] == "flagged"]
-    return [*lines, *([f"look at: {', '.join(found)}"] if found else [])]
+    return [*lines, *([f"what else could explain it: {', '.join(found)}"] if found else [])]
 
 
 def parts(comparison: dict[str, Any]) -> list[Part]:
