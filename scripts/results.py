@@ -119,10 +119,18 @@ def headline(told: list[dict[str, Any]]) -> list[str]:
         "claim",
         "control",
         f"{arm} minus it, points ({level})",
-        "p (of controls adjusted)",
+        "p (controls: adjusted)",
         "",
     ]
-    return parts.grid(headings, rows, (0, 1, 4))
+    lines = parts.grid(headings, rows, (0, 1, 4))
+    controls = {row["arm"] for row in one["claims"]} - {one["headline"]["baseline"], None}
+    by_seed = [
+        f"- seed {pair['seed']}: {arm} minus {pair['baseline']} {words.points(pair['difference'])} "
+        f"({words.between(pair['low'], pair['high'])})"
+        for pair in one["comparisons"]
+        if pair["arm"] == arm and pair["baseline"] in controls and pair["seed"] is not None
+    ]
+    return [*lines, *([""] if by_seed else []), *by_seed]
 
 
 def gaps(told: list[dict[str, Any]]) -> list[str]:
@@ -143,13 +151,15 @@ def gaps(told: list[dict[str, Any]]) -> list[str]:
             mean(rows, "ways"),
             words.percent(fmean(row["seen"]["value"] for row in rows)),
             words.points(fmean(row["gap"]["value"] for row in rows)),
-            words.between(*(end(row["gap"]["value"] for row in rows) for end in (min, max))),
+            words.between(rows[0]["gap"]["low"], rows[0]["gap"]["high"])
+            if len(rows) == 1
+            else words.between(*(end(row["gap"]["value"] for row in rows) for end in (min, max))),
         ]
         for arm, rows in found.items()
     ]
-    some = f"over {len(told)} reports" if len(told) > 1 else "of one report"
+    ends = f"range of {len(told)} reports" if len(told) > 1 else words.level_name(told[0]["level"])
     headings = ["arm", "answers", "ways a problem", "solves of what sft learnt from %"]
-    return parts.grid([*headings, "minus held-out, points", f"range {some}"], table)
+    return parts.grid([*headings, "minus held-out, points", ends], table)
 
 
 def curve(told: list[dict[str, Any]]) -> list[str]:
