@@ -6,6 +6,7 @@ from typing import Any
 
 from rft import integrity
 from rft.report import sources
+from rft.report.compare import headline_arm
 from rft.report.sources import Given, Source
 from rft.report.unite import unite
 from rft.stages import report
@@ -36,7 +37,7 @@ def compare(
     asked = {"baseline": baseline, "arm": arm, "level": level, "margin": margin, "metric": metric}
     command = _command(given, {**asked, "out": out, "intersect": intersect, "flagged": flagged})
     found = [sources.read(word, metric) for word in given]
-    flags = _faults(found, flagged)
+    changed = _faults(found, flagged)
     united = unite([s for one in found for s in one.sources], intersect, flagged)
     configs = [one.config for one in found if one.config]
     settings = (configs[0].get("compare") or {}) if configs else {}
@@ -60,14 +61,16 @@ def compare(
         "baseline": chosen,
         "headline": _headline(_chosen("--arm", arm, arms), chosen),
         "k": _ks(configs, united.sources),
-        "flags": flags + united.flags,
+        "flags": changed + united.flags,
         "notes": [note for one in found for note in one.notes] + united.notes,
         "arms": [
             {"arm": s.run.arm, "seed": s.run.seed, "settings": s.settings} for s in united.sources
         ],
     }
-    _refuse_unpaired(united.sources, chosen)
-    report.write(job, runs)
+    job["headline"] = job["headline"] or headline_arm(runs, chosen)
+    _refuse_unpaired(united.sources, chosen, job["headline"])
+    with integrity.fitting(changed):
+        report.write(job, runs)
 
 
 def _command(given: list[str], options: dict[str, Any]) -> str:
@@ -118,15 +121,21 @@ def _ks(configs: list[dict[str, Any]], found: list[Source]) -> list[int]:
     return sorted(own | {1 << i for i in range(least.bit_length())})
 
 
-def _refuse_unpaired(found: list[Source], baseline: str) -> None:
-    seeds = {s.run.seed for s in found if s.run.arm == baseline}
-    for arm in dict.fromkeys(s.run.arm for s in found):
-        mine = {s.run.seed for s in found if s.run.arm == arm}
-        if not mine & seeds:
-            raise RftError(
-                f"arm {arm} has seeds {_listed(mine)} and the baseline {baseline} {_listed(seeds)}: none is "
-                "in both. Run them with the same `seeds`, or name another --baseline"
-            )
+def _refuse_unpaired(found: list[Source], baseline: str, headline: str | None) -> None:
+    """All arms are compared with the baseline, and the headline arm with all."""
+    seeds: dict[str, set[int]] = {}
+    for source in found:
+        seeds.setdefault(source.run.arm, set()).add(source.run.seed)
+    for name, option in ((baseline, "--baseline"), (headline, "--arm")):
+        if name is None:
+            continue
+        for arm in seeds:
+            if not seeds[arm] & seeds[name]:
+                raise RftError(
+                    f"arm {arm} has seeds {_listed(seeds[arm])} and {name}, which all are compared with, "
+                    f"{_listed(seeds[name])}: none is in both. Run them with the same `seeds`, leave one out, "
+                    f"or name another {option}"
+                )
 
 
 def _listed(seeds: set[int]) -> str:

@@ -8,7 +8,8 @@ is no seal against somebody who makes all digests anew.
     run.json         tells the digest of experiment.yaml and which stage each arm and seed uses
 """
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def stage_faults(stage: StageDir, thorough: bool = True) -> Iterator[Fault]:
     the manifest."""
     path = stage.path / "manifest.json"
     manifest = stage.manifest()
-    if not isinstance(manifest, dict):
+    if manifest is None:
         yield Fault(path, "is missing" if not path.is_file() else "is no JSON object")
         return
     told = {k: v for k, v in manifest.items() if k != "digest"}
@@ -80,7 +81,7 @@ def stage_faults(stage: StageDir, thorough: bool = True) -> Iterator[Fault]:
 def _key_faults(stage: StageDir) -> Iterator[Fault]:
     path, record = stage.path / "stage.json", stage.inputs()
     if record is None:
-        yield Fault(path, "is missing, or no JSON")
+        yield Fault(path, "is missing, or no JSON object")
     elif record.get("key") != digest(record.get("inputs")):
         yield Fault(path, "was changed: its key is not that of its inputs")
     elif stage.path.parent.name == "stages":
@@ -152,28 +153,32 @@ def seal(run: Path, links: dict[str, str]) -> None:
 
 def links(run: Path) -> dict[str, str]:
     """What `seal` was told. Raises RftError where it was never called."""
-    sealed = rundir.read_json(run / RUN)
-    if sealed is None:
+    found: dict[str, str] = _sealed(run)["links"]
+    return found
+
+
+def _sealed(run: Path) -> dict[str, Any]:
+    sealed = rundir.read_json(run / RUN) or {}
+    told = sealed.get("links")
+    if not isinstance(told, dict) or not all(isinstance(stage, str) for stage in told.values()):
         raise RftError(
-            f"{run / RUN}: is missing, or no JSON: give the run's command (`rft run`) again, which "
+            f"{run / RUN}: is missing, or tells no links: give the run's command (`rft run`) again, which "
             "writes it anew and makes no finished stage again"
         )
-    found: dict[str, str] = sealed["links"]
-    return found
+    return sealed
 
 
 def run_faults(run: Path) -> Iterator[Fault]:
     """Whether the run's settings and links are those that `rft run` wrote."""
-    told = links(run)
-    sealed = rundir.read_json(run / RUN)
-    if sealed["digest"] != digest({k: v for k, v in sealed.items() if k != "digest"}):
+    sealed = _sealed(run)
+    if sealed.get("digest") != digest({k: v for k, v in sealed.items() if k != "digest"}):
         yield Fault(run / RUN, CHANGED)
     config = run / "experiment.yaml"
     if not config.is_file():
         yield Fault(config, "is missing")
-    elif rundir.file_digest(config) != sealed["experiment"]:
+    elif rundir.file_digest(config) != sealed.get("experiment"):
         yield Fault(config, CHANGED)
-    for name, stage in told.items():
+    for name, stage in sealed["links"].items():
         place = run / name
         if place.is_symlink():
             if place.readlink().name != stage:
@@ -187,6 +192,21 @@ def stage_name(stage: StageDir) -> str | None:
     """The name of a stage's folder by its stage.json."""
     record = stage.inputs()
     return f"{record.get('kind')}-{str(record.get('key'))[:12]}" if record else None
+
+
+@contextlib.contextmanager
+def fitting(faults: Sequence[object]) -> Iterator[None]:
+    """Around the reading of what may have been changed: raises RftError where it does not fit together."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as wrong:
+        if not faults:
+            raise
+        raise RftError(
+            f"what was changed does not fit together any more, so that nothing can be reported of it, not "
+            f"with --flagged either ({type(wrong).__name__}: {wrong}). `rft run` makes it again. The first of "
+            f"{len(faults)}: {faults[0]}"
+        ) from wrong
 
 
 def refuse(faults: Iterable[Fault]) -> None:

@@ -95,15 +95,16 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def read_json(path: Path) -> Any:
-    """What a file holds; None where it is not there or torn."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object that a file holds; None where it is not there, torn, or holds none."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:
         # Only a torn disk makes one, since files are renamed into place: treat it as unwritten.
         return None
+    return found if isinstance(found, dict) else None
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

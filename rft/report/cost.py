@@ -6,10 +6,11 @@ sampling took no hours of its own. Energy and money follow from `compare.cost`, 
 it gives no figures.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
-from rft.report.compare import find
+from rft.report.compare import find, is_shown
 from rft.report.load import ArmRun, pieces
 from rft.report.settings import Settings
 
@@ -80,11 +81,12 @@ def _made(
         for stage in ("select", "train"):
             if stage in run.folders:
                 found[run.folders[stage]] = (stage, run.manifests[stage])
-    name, _, number = arm.partition("@")
+    name = arm.partition("@")[0]
     needed = {
         one.arm
         for one in runs
-        if one.arm.startswith(f"{name}@") and (not number or _round(one.arm) < int(number))
+        # Verdicts made elsewhere may be of an arm called `llama@base`, which is no round.
+        if (earlier := _round(one.arm, name)) and earlier < (_round(arm, name) or math.inf)
     }
     sample = settings.get(name, {}).get("sample") or {}
     if (settings.get(name) or {}).get("train") and sample.get("use") != "reference":
@@ -103,8 +105,10 @@ def _made(
     return found
 
 
-def _round(arm: str) -> int:
-    return int(arm.partition("@")[2])
+def _round(arm: str, name: str) -> int | None:
+    """The number in NAME@NUMBER; None where that is no name of a round."""
+    number = arm.removeprefix(f"{name}@")
+    return int(number) if number.isdecimal() and number != arm else None
 
 
 def _also(run: ArmRun) -> _Stages:
@@ -153,7 +157,7 @@ def _per_point(
         return None
     pair = find(comparison, row["arm"], first["arm"])
     extra = row["seconds"] - first["seconds"]
-    if pair["low"] <= 0 or extra <= 0:
+    if pair["low"] <= 0 or not is_shown(pair, comparison["level"]) or extra <= 0:
         return None
     gains = {"value": pair["difference"], "low": pair["high"], "high": pair["low"]}
     told: dict[str, Any] = {"seconds": {k: extra / (100 * gain) for k, gain in gains.items()}}

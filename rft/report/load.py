@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rft import integrity, rows
@@ -227,7 +228,27 @@ def digests(runs: list[ArmRun]) -> dict[str, str]:
 def _problems(folder: Path) -> Problems:
     schema = rows.schema(ProblemRow)
     table = rows.read_table(folder, schema.names)
-    return Problems(table.sort_by("prompt_id").combine_chunks() if len(table) else table)
+    if not len(table):
+        return Problems(table)
+    _refuse_unsound(folder, table)
+    return Problems(table.sort_by("prompt_id").combine_chunks())
+
+
+def _refuse_unsound(folder: Path, table: pa.Table) -> None:
+    """Rows that were changed by hand may be reported on (`rft compare --flagged`), if they can be."""
+    n, correct = table["n"].to_numpy(), table["correct"].to_numpy()
+    hits = table["hits"].combine_chunks()
+    row_of_hit = pc.list_parent_indices(hits).to_numpy(zero_copy_only=False)
+    size = np.bincount(row_of_hit, minlength=len(n))
+    right = np.bincount(row_of_hit, hits.flatten().to_numpy(zero_copy_only=False), len(n))
+    odd = (n < 1) | (correct < 0) | (correct > n) | (size != n) | (right != correct)
+    for name in ("unknown", "truncated"):
+        odd |= (table[name].to_numpy() < 0) | (table[name].to_numpy() > n)
+    if odd.any():
+        first = table["prompt_id"][int(np.flatnonzero(odd)[0])]
+        raise RftError(
+            f"{folder}: the row of {first} cannot be: its counts contradict each other. `rft run` counts anew"
+        )
 
 
 def _values(

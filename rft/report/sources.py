@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from rft import integrity
 from rft.config import Arm, merge
+from rft.config_compare import Compare
 from rft.integrity import Fault
 from rft.report import load, verdicts
 from rft.report.load import ArmRun
@@ -48,7 +50,9 @@ def read(word: str, metric: str | None) -> Given:
         path = Path(rest)
     if not path.exists():
         raise RftError(f"{path}: no such file or folder")
-    label = label or path.resolve().stem
+    whole = path.resolve()
+    # A folder's name may hold a point that begins no suffix: Qwen2.5-0.5B.
+    label = label or (whole.stem if path.is_file() else whole.name)
     if path.is_file():
         if not path.stat().st_size:
             raise RftError(f"{path}: the file is empty")
@@ -87,7 +91,8 @@ def _run(path: Path, label: str) -> Given:
     sources, absent = [], set()
     for entry in job["arms"]:
         absent |= set(entry.pop("absent"))
-        run = load.arm_run(entry)
+        with integrity.fitting(faults):
+            run = load.arm_run(entry)
         scorer = StageDir(run.folders["eval_score"]).inputs() or {}
         judged = {k: scorer.get("inputs", {}).get(k) for k in ("score", "combine")}
         sources.append(Source(run, label, path, judged, _settings(config, run.arm)))
@@ -99,11 +104,17 @@ def _config(path: Path) -> dict[str, Any]:
     file = path / "experiment.yaml"
     try:
         told = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as fault:
+        if not isinstance(told, dict) or not isinstance(told.get("arms") or {}, dict):
+            raise RftError(f"{file}: is no experiment")
+        Compare.model_validate(told.get("compare") or {})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
         raise RftError(f"{file}: cannot be read: {fault}") from None
-    if not isinstance(told, dict):
-        raise RftError(f"{file}: is no experiment")
-    return told
+    except ValidationError as fault:
+        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in fault.errors())
+        raise RftError(
+            f"{file}: compare: {said}: put back the file that `rft run` wrote, or give `rft run` again"
+        ) from None
+    return dict(told)
 
 
 def _settings(config: dict[str, Any], arm: str) -> dict[str, Any] | None:

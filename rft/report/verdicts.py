@@ -50,6 +50,8 @@ _SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("arm", "topic", "difficulty")),
     ]
 )
+MOST_SAMPLES = 100_000_000
+"""Samples of a file: each takes a few bytes of memory, though a line may stand for any number."""
 LABELS = ("topic", "difficulty")
 """Columns that problems have beside those of `ProblemRow`, where they are told: the first that is there
 groups them in the report."""
@@ -106,6 +108,7 @@ def _is_sound(table: pa.Table) -> bool:
         and pc.all(pc.and_(whole, inside), min_count=0).as_py()
         and pc.all(pc.greater_equal(most, 1), min_count=0).as_py()
         and not pc.any(both, min_count=0).as_py()
+        and not pc.any(pc.equal(table["arm"], ""), min_count=0).as_py()
         # A missing `correct` and a null are one to Arrow: where there are nulls, look line by line.
         and not table["correct"].null_count
     )
@@ -154,6 +157,8 @@ def _wrong(one: Any) -> str | None:
     n, correct = one.get("n"), one["correct"]
     if one["problem"] is None:
         return "`problem` is null"
+    if one.get("arm") == "":
+        return "`arm` is empty: name it, or leave the field out"
     if n is not None and (n < 1 or correct is None):
         return (
             f"`n` is {n}, with `correct` {correct}: it counts samples, of which `correct` are right"
@@ -183,6 +188,11 @@ def _arms(path: Path, table: pa.Table, label: str) -> list[ArmRun]:
     _refuse_repeats(path, table, order_R, new_R, sample_R[order_R], n_R)
     correct_R = pc.fill_null(table["correct"], 0.0).to_numpy()[order_R].astype(np.int64)
     unknown_R = table["correct"].is_null().to_numpy()[order_R].astype(np.int64)
+    if (samples := int(n_R.sum(dtype=object))) > MOST_SAMPLES:
+        raise RftError(
+            f"{path}: {samples:,} samples by its `n`: more than {MOST_SAMPLES:,} are not compared. Is `n` the "
+            "samples of one problem?"
+        )
     starts_P = np.flatnonzero(new_R)
     n_P = np.add.reduceat(n_R, starts_P)
     ends = np.concatenate([[0], np.cumsum(n_P)]).astype(np.int32)

@@ -258,8 +258,23 @@ def test_seeds_that_differ_between_arms_are_told_of(tmp_path: Path) -> None:
     assert "Not all arms have the same seeds (a 0, 1; b 1): two arms are compared on those they share." in got["notes"]  # fmt: skip
     assert got["comparisons"][-1]["seeds"] == [1]
     other = write(tmp_path / "o.jsonl", *lines("a", 0.5, seed=0), *lines("b", 0.5, seed=1))
-    with pytest.raises(RftError, match="arm b has seeds 1 and the baseline a 0: none is in both"):
+    with pytest.raises(
+        RftError, match="arm b has seeds 1 and a, which all are compared with, 0: none is in both"
+    ):
         compare([str(other)])
+
+
+def test_an_arm_without_a_seed_of_the_headline_arm_is_refused(tmp_path: Path) -> None:
+    given = [*lines("sft", 0.3, seed=0), *lines("sft", 0.3, seed=1), *lines("other", 0.4, seed=0)]
+    file = write(tmp_path / "v.jsonl", *given, *lines("rft", 0.4, seed=1))
+    with pytest.raises(RftError, match="arm other has seeds 0 and rft, .* 1: .*another --arm"):
+        compare([str(file)])
+
+
+def test_an_arm_may_have_a_name_like_a_round(tmp_path: Path) -> None:
+    file = write(tmp_path / "v.jsonl", *lines("llama@base", 0.3), *lines("llama@v2", 0.4))
+    compare([str(file)], out=tmp_path / "out")
+    assert list(told(tmp_path / "out")["pooled"]) == ["llama@base", "llama@v2"]
 
 
 def test_labels_tell_files_apart(tmp_path: Path) -> None:
@@ -457,6 +472,26 @@ def a_link(one: Path) -> Path:
     link.unlink()
     link.symlink_to((one / "sft/seed0/6_eval").readlink())
     return link
+
+
+@pytest.mark.parametrize("name", ["run.json", "experiment.yaml"])
+@pytest.mark.parametrize("text", [b"{}", b"[]", b"\xff", b"compare: {level: high}\nlinks: 1"])
+def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str, text: bytes) -> None:
+    one = run(tmp_path / "one")
+    (one / name).write_bytes(text)
+    with pytest.raises(RftError, match=name):
+        compare([str(one)])
+
+
+def test_rows_that_contradict_themselves_are_no_rows(tmp_path: Path) -> None:
+    one = run(tmp_path / "one")
+    folder = (one / "rft/seed0/6_eval").resolve()
+    (part,) = rows.parts(folder)
+    first, *rest = rows.read(folder, ProblemRow)
+    part.unlink()
+    rows.write_part(folder, [dataclasses.replace(first, correct=first.n + 1), *rest], ProblemRow)
+    with pytest.raises(RftError, match=f"{first.prompt_id}.*cannot be"):
+        compare([str(one)], flagged=True)
 
 
 @pytest.mark.parametrize("change", [a_verdict, a_setting, a_link])
