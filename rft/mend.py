@@ -21,12 +21,13 @@ def mend(nodes: Iterable[Node]) -> None:
     again: set[str] = set()
     for node in nodes:
         _write_inputs(node)
-        if not node.done:
-            continue
-        if any(need.key in again for need in node.needs) and node.kind in DERIVED:
-            process.say(f"{node.label}: what it was made of is made again, and so is this")
+        if node.kind in DERIVED and _is_outrun(node, again):
+            if node.done:
+                process.say(f"{node.label}: what it was made of is made again, and so is this")
             _clear(node)
             again.add(node.key)
+            continue
+        if not node.done:
             continue
         found = [str(fault) for fault in _found(node)]
         if node.kind == "train" and not found and (missing := node.dir.check()):
@@ -37,6 +38,12 @@ def mend(nodes: Iterable[Node]) -> None:
         node.dir.reopen()
         if node.kind != "prompts":  # these come from the data, as they were
             again.add(node.key)
+
+
+def _is_outrun(node: Node, again: set[str]) -> bool:
+    """Whether rows that a stage has, finished or not, may come of others than it will be given."""
+    needs = [need for need in node.needs if need.kind != "prompts"]
+    return any(need.key in again or (node.done and not need.done) for need in needs)
 
 
 def _found(node: Node) -> list[Fault]:
