@@ -41,7 +41,7 @@ def find(
         _problems(settings, runs),
         _decoding(settings, comparison),
         _formats(settings, runs),
-        _leaked(runs, comparison),
+        _leaked(settings, runs, comparison),
         _rates("truncation", "are cut off", _cut, runs, pairs, level),
         _rates("unknown", "cannot be judged", _unjudged, runs, pairs, level),
         _tuned(settings, runs),
@@ -56,6 +56,11 @@ def _found(name: str, state: str, text: str, fix: str = "", **figures: Any) -> F
 
 def _problems(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
     held = f"All arms answered the same {len(runs[0].problems):,} held-out problems"
+    untold = [
+        arm
+        for arm in dict.fromkeys(run.arm for run in runs)
+        if arm.partition("@")[0] not in settings
+    ]
     if not settings:
         return _found("problems", "unknown", f"{held}; what they were trained on nobody told.")
     first = next(iter(settings))
@@ -64,6 +69,18 @@ def _problems(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
         for name, arm in settings.items()
         if (paths := differing(arm["prompts"], settings[first]["prompts"]))
     }
+    if not other and untold:
+        text = f"{held}; what {', '.join(untold)} learnt from nobody told."
+        return _found("problems", "unknown", text, "Compare runs whose settings are there.")
+    if not other and (sets := _other_data(runs)):
+        return _found(
+            "problems",
+            "flagged",
+            f"{held}, and have the same settings of `prompts`, but these gave {', '.join(sets)} other training "
+            "problems: the data has changed.",
+            "Run them again on the same data.",
+            arms={name: [] for name in sets},
+        )
     if not other:
         return _found("problems", "clear", f"{held}, and were trained on the same problems.")
     said = "; ".join(f"{name} ({', '.join(paths)})" for name, paths in other.items())
@@ -74,6 +91,16 @@ def _problems(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
         "Read their differences as those of data and method together.",
         arms=other,
     )
+
+
+def _other_data(runs: list[ArmRun]) -> list[str]:
+    """Arms whose prompts are other rows than those of the first arm, by the keys of their stages."""
+    found: dict[str, set[str]] = {}
+    for run in pieces(runs):
+        if "prompts" in run.folders:
+            found.setdefault(run.arm, set()).add(run.folders["prompts"].name)
+    first = next(iter(found.values()), set())
+    return [arm for arm, sets in found.items() if sets != first]
 
 
 def _decoding(settings: dict[str, Settings], comparison: dict[str, Any]) -> Found:
@@ -118,8 +145,12 @@ def _formats(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
         run.arm: " in ".join(
             filter(None, [_sampler(settings.get(run.arm.partition("@")[0])), run.dtype])
         )
-        for run in runs
+        for run in pieces(runs)
     }
+    # A format is told by the manifest of an evaluation that was made here.
+    if untold := [run.arm for run in pieces(runs) if "eval_sample" not in run.folders]:
+        text = f"What {', '.join(dict.fromkeys(untold))} answered through is not known."
+        return _found("formats", "unknown", text, "Evaluate all arms in one experiment.")
     if len(set(used.values())) == 1:
         return _found("formats", "clear", f"All arms answered through {next(iter(used.values()))}.")
     said = "; ".join(f"{name}: {how}" for name, how in used.items())
@@ -136,7 +167,7 @@ def _sampler(arm: Settings | None) -> str:
     return arm["eval"]["use"] if arm else ""
 
 
-def _leaked(runs: list[ArmRun], comparison: dict[str, Any]) -> Found:
+def _leaked(settings: dict[str, Settings], runs: list[ArmRun], comparison: dict[str, Any]) -> Found:
     """Whole questions are kept apart by the gate (`prompts.leakage`); here n words in a row."""
     sets = _sets(runs)
     if not sets:
@@ -183,6 +214,13 @@ def _leaked(runs: list[ArmRun], comparison: dict[str, Any]) -> Found:
             "Put the selector `decontaminate` first in `select`.",
         )
     figures: dict[str, Any] = {"held_out": len(held), "overlapping": len(met), "words": WORDS}
+    if not met and (untold := _untold(settings, runs)):
+        text = (
+            f"{gated}None shares {WORDS} words in a row with one that is known to be trained on; of "
+            f"{', '.join(untold)} that is not known."
+        )
+        fix = "Compare runs whose prompts and selected rows are still there."
+        return _found("contamination", "unknown", text, fix, **figures)
     if not met:
         text = f"{gated}None shares {WORDS} words in a row with a question that was trained on."
         return _found("contamination", "clear", text, **figures)
@@ -206,6 +244,16 @@ def _leaked(runs: list[ArmRun], comparison: dict[str, Any]) -> Found:
         "`select`.",
         **figures,
     )
+
+
+def _untold(settings: dict[str, Settings], runs: list[ArmRun]) -> list[str]:
+    """Arms of which nobody can say what they were trained on."""
+
+    def is_told(run: ArmRun) -> bool:
+        own = settings.get(run.arm.partition("@")[0])
+        return "select" in run.folders if own and own["train"] else bool(own)
+
+    return list(dict.fromkeys(run.arm for run in pieces(runs) if not is_told(run)))
 
 
 def _sets(runs: list[ArmRun]) -> dict[Path, list[Path]]:
@@ -282,7 +330,7 @@ def _rates(
     ]
     rates = ", ".join(f"{arm} {100 * rate:.1f}%" for arm, rate in every.items())
     if not differ:
-        text = f"Answers that {what}: {rates}; no arms differ in it."
+        text = f"Answers that {what}: {rates}; no difference between arms is shown."
         return _found(name, "clear", text, rates=every, differ=[])
     said = ", ".join(
         f"{one['arm']} minus {one['baseline']} {100 * one['difference']:+.1f} points"

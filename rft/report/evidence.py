@@ -127,7 +127,8 @@ def _confounds(comparison: dict[str, Any]) -> Part | None:
     }
     count = len(items["flagged"])
     lead = (
-        "Nothing was found that could explain a difference but the method."
+        "Nothing was found that could explain a difference but the method"
+        + (", as far as that is known." if items["unknown"] else ".")
         if not count
         else f"{count} thing{'' if count == 1 else 's'} besides the method could explain a difference, or part of it."
     )

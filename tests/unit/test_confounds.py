@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from tests.synthetic import build
 ARMS = ("base", "sft", "sft_matched", "rft")
 
 
-def _found(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    runs = load.load(job)
+def _found(job: dict[str, Any], *more: load.ArmRun) -> dict[str, dict[str, Any]]:
+    runs = [*load.load(job), *more]
     got = compare(job, runs)
     evidence.gather(job, runs, got)
     return {one["name"]: one for one in got["confounds"]}
@@ -101,6 +102,30 @@ def test_overlaps_are_counted_and_taken_out(job: dict[str, Any]) -> None:
     without = found["figures"]["without"]
     assert without["problems"] == 59
     assert without["difference"] == pytest.approx(np.mean((by_arm["rft"] - by_arm["sft"])[kept]))
+
+
+def test_what_is_not_known_is_not_called_clear(job: dict[str, Any]) -> None:
+    """One arm's selected rows were left behind, of another nothing but verdicts is there."""
+    next(one for one in job["arms"] if one["arm"] == "sft")["select"] = None
+    found = _found(job)
+    assert found["contamination"]["state"] == "unknown"
+    assert "of sft that is not known" in found["contamination"]["text"]
+    assert found["problems"]["state"] == found["formats"]["state"] == "clear"
+    bare = dataclasses.replace(load.load(job)[-1], arm="other", folders={}, manifests={}, pools=())
+    found = _found(job, bare)
+    for name in ("problems", "formats", "contamination"):
+        assert found[name]["state"] == "unknown"
+        assert "other" in found[name]["text"]
+
+
+def test_other_data_under_the_same_settings_is_named(job: dict[str, Any], tmp_path: Path) -> None:
+    other = build(tmp_path / "two" / "run", ARMS, problems=60, eval_n=2, resamples=100)
+    mine = next(one for one in job["arms"] if one["arm"] == "rft")
+    moved = Path(mine["prompts"]).with_name("prompts-another")
+    shutil.copytree(next(iter(other["arms"]))["prompts"], moved)
+    mine["prompts"] = str(moved)
+    found = _found(job)["problems"]
+    assert (found["state"], found["figures"]["arms"]) == ("flagged", {"rft": []})
 
 
 @pytest.mark.parametrize(
