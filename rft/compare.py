@@ -109,9 +109,17 @@ def _headline(arm: str | None, baseline: str) -> str | None:
 
 
 def _config(found: list[Given]) -> dict[str, Any]:
-    """What the page shows as the experiment: one as it is, several by the label of their run."""
-    told = {one.sources[0].label: one.config for one in found if one.config}
-    return next(iter(told.values())) if len(told) == len(found) == 1 else {"runs": told}
+    """What the page shows as the experiment: one as it is, several by the label of their run, with the
+    settings of the comparison (prices, examples) of the first."""
+    told: dict[str, Any] = {}
+    for one in found:
+        if one.config:
+            label, path = one.sources[0].label, one.sources[0].path
+            told[label if label not in told else str(path)] = one.config
+    if len(told) == len(found) == 1:
+        return next(iter(told.values()))
+    compared = [one.get("compare") or {} for one in told.values()]
+    return {"runs": told, "compare": compared[0] if compared else {}}
 
 
 def _ks(configs: list[dict[str, Any]], found: list[Source]) -> list[int]:

@@ -109,6 +109,10 @@ def removes(arm: Settings) -> bool:
     return any(one["use"] in REMOVES for one in arm["select"])
 
 
+def _volume(arm: Settings) -> list[dict[str, Any]]:
+    return [one for one in arm["select"] if one["use"] in _VOLUME]
+
+
 def _filter(arm: Settings) -> list[dict[str, Any]]:
     """The selectors that judge an answer by itself."""
     return [one for one in arm["select"] if one["use"] not in (*REMOVES, *_VOLUME)]
@@ -130,6 +134,7 @@ def claims(
     if mine["train"] is None or mine["sample"]["use"] == "reference":
         return []
     found = roles(settings, headline)
+    home, own = _home(config, headline)
     present = set(comparison["pooled"])
     out = []
     for control in CONTROLS:
@@ -141,7 +146,11 @@ def claims(
         arms = [arm for arm in found[control.key] if arm in present]
         if not arms:
             idle = control.key == "repeats" and not removes(mine)
-            lines = None if idle else missing(config, control.key, headline)
+            lines = (
+                None
+                if idle or own not in (home.get("arms") or {})
+                else missing(home, control.key, own)
+            )
             told |= {"arm": None, "pair": None, "also": [], "steps": None, "lines": lines}
             out.append({**told, "state": "idle" if idle else "missing"})
         for arm in arms:
@@ -153,6 +162,16 @@ def claims(
             state = _state(control, pair, comparison)
             out.append({**told, **row, "steps": steps, "lines": None, "state": state})
     return out
+
+
+def _home(config: dict[str, Any], headline: str) -> tuple[dict[str, Any], str]:
+    """The experiment that the headline arm is of, and what that calls it: of several runs it may be RUN/ARM."""
+    runs = config.get("runs")
+    if not isinstance(runs, dict):
+        return config, headline
+    label, _, own = headline.rpartition("/")
+    homes = (one for run, one in runs.items() if label in ("", run) and own in one.get("arms", {}))
+    return next(homes, {}), own
 
 
 def _told(pair: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +196,10 @@ def _state(control: Control, pair: dict[str, Any], comparison: dict[str, Any]) -
 
 def _also(control: Control, arm: Settings, mine: Settings) -> list[dict[str, Any]]:
     """In what else a control differs from the headline arm: its difference is that of both."""
-    return [
+    kept, mine_kept = _volume(arm), _volume(mine)
+    volume = {"path": "how many answers select keeps", "control": kept, "headline": mine_kept}
+    more = [volume] if control.key == "repeats" and kept != mine_kept else []
+    return more + [
         {"path": path, "control": theirs, "headline": ours}
         for path, (theirs, ours) in differing(arm, mine).items()
         # What the evaluation differs in is told among the confounds.

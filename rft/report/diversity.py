@@ -160,7 +160,7 @@ def _gap(runs: list[ArmRun], level: float) -> tuple[dict[str, Any], dict[str, An
     """Accuracy on training problems, and how much higher it is than on held-out ones: other problems,
     so the two are independent (`stats.apart`)."""
     seen = [run.seen for run in runs if run.seen is not None]
-    if not seen:
+    if len(seen) < len(runs):
         return None
     ids = {tuple(p.prompt_id for p in one.problems) for one in seen}
     if len(ids) > 1:

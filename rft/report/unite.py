@@ -104,7 +104,8 @@ def _parts(groups: Groups) -> list[str]:
                 f"{arm}, seed {seed}"
             )
     return [
-        f"{'; '.join(arms)}: {how}; rows and steps are means over them."
+        f"{'; '.join(arms)}: {how}; rows and steps are means over them. Each part has trained models of its "
+        "own, which intervals take as given."
         for how, arms in told.items()
     ]
 

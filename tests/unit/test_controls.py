@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rft.config import Experiment, merge
+from rft.config import Arm, Experiment, merge
 from rft.report import controls, evidence, load, settings
 from rft.report.compare import compare, find
 from rft.stages import report
@@ -137,6 +137,40 @@ def test_repeats_are_no_matter_where_none_are_removed(tmp_path: Path) -> None:
     job["config"]["select"] = [{"use": "correct", "args": {}}]
     states = {one["control"]: one["state"] for one in _gathered(job)["claims"]}
     assert states["repeats"] == "idle" and states["base"] == "missing"
+
+
+def test_repeats_that_are_more_answers_are_told_of(tmp_path: Path) -> None:
+    job = build(tmp_path, ("sft", "rft_repeats", "rft"), problems=20, resamples=50)
+    rows = {one["control"]: one for one in _gathered(job)["claims"]}
+    before = rows["repeats"]["also"]
+    job["config"]["arms"]["rft_repeats"]["select"] = [
+        {"use": "correct", "args": {}},
+        {"use": "cap", "args": {"k": 9}},
+    ]
+    (more,) = [one for one in _gathered(job)["claims"] if one["control"] == "repeats"]
+    assert [one["path"] for one in before] == []
+    assert [one["path"] for one in more["also"]] == ["how many answers select keeps"]
+
+
+@pytest.mark.parametrize("label", ["", "mine/"])
+def test_of_several_runs_the_lines_are_for_that_of_the_headline_arm(
+    tmp_path: Path, label: str
+) -> None:
+    job = build(tmp_path, ("sft", "rft"), problems=20, resamples=50)
+    told = job["config"]
+    told["arms"]["rft"] = {"train": {"lr": 0.5}}
+    for entry in job["arms"]:
+        whole = merge(told, told["arms"][entry["arm"]])
+        entry["settings"] = {key: whole[key] for key in Arm.model_fields if key in whole}
+        entry["arm"] = label + entry["arm"]
+    job["baseline"], job["headline"] = f"{label}sft", f"{label}rft"
+    job["config"] = {"runs": {"other": {"arms": {"sft": {}}}, "mine": told}}
+    rows = {one["control"]: one["lines"] for one in _gathered(job)["claims"]}
+    lines = yaml.safe_load(rows["random"])["arms"]["random"]
+    assert lines["train"] == {"lr": 0.5}
+    assert lines["select"] == [{"use": "random", "args": {"rows": "arm:rft"}}]
+    del job["config"]["runs"]["mine"]
+    assert {one["lines"] for one in _gathered(job)["claims"]} == {None}
 
 
 def test_what_else_a_control_differs_in_is_told(tmp_path: Path) -> None:
