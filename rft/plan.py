@@ -64,6 +64,11 @@ class Plan:
             links["4_select"] = self._guarded(self._select, name, seed, number)
             links["5_train"] = self._train(name, seed, number)
         seen = ["_seen"] if arm.eval.train_problems else []
+        if seen and not self.identity.problems(arm, "seen"):
+            raise ConfigError(
+                f"{self._where(name, 'eval.train_problems')}: no training problem has an answer or tests to "
+                "judge by: set it to 0"
+            )
         for suffix in dict.fromkeys(["", *arm.eval.in_formats(), *seen]):
             end = self._eval(name, seed, number, suffix)
             links[f"6_eval_sample{suffix}"], links[f"6_eval_score{suffix}"] = end.needs

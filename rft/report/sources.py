@@ -16,6 +16,9 @@ from rft.report.load import ArmRun
 from rft.rundir import StageDir
 from rft.types import RftError
 
+EVALUATION = ("6_eval_sample", "6_eval_score", "6_eval")
+"""Links of an arm's evaluation; of that on training problems with `_seen` behind."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -96,8 +99,21 @@ def _run(path: Path, label: str) -> Given:
         scorer = StageDir(run.folders["eval_score"]).inputs() or {}
         judged = {k: scorer.get("inputs", {}).get(k) for k in ("score", "combine")}
         sources.append(Source(run, label, path, judged, _settings(config, run.arm)))
-    gone = f"{path}: not here, so parts of the report are left out: {', '.join(sorted(absent))}."
-    return Given(sources, config, faults, [gone] if absent else [])
+    notes = []
+    if absent:
+        told = ", ".join(sorted(absent))
+        notes.append(f"{path}: not here, so parts of the report are left out: {told}.")
+    if any(_is_beyond(name.rpartition("/")[2]) for name in integrity.links(path)):
+        notes.append(
+            f"{path}: its number formats and tasks of lm-evaluation-harness are in its own report "
+            "(`rft report`) alone."
+        )
+    return Given(sources, config, faults, notes)
+
+
+def _is_beyond(link: str) -> bool:
+    """Whether a link leads to an evaluation that is in the run's own report alone."""
+    return link.startswith(("6_eval_", "7_")) and link.removesuffix("_seen") not in EVALUATION
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -141,7 +157,7 @@ def _place(run: Path, link: str, stage: str) -> Path:
 
 def _entry(run: Path, home: str, link: dict[str, str]) -> dict[str, Any]:
     arm, _, seed = home.rpartition("/seed")
-    for name in ("6_eval_sample", "6_eval_score", "6_eval"):
+    for name in EVALUATION:
         if name not in link or StageDir(Path(link[name])).manifest() is None:
             raise RftError(
                 f"{run}: arm {arm}, seed {seed} is not evaluated yet ({name} is missing or not "
@@ -171,6 +187,6 @@ def _entry(run: Path, home: str, link: dict[str, str]) -> dict[str, Any]:
         ("eval", "6_eval"),
     ):
         entry[stage] = here.get(name)
-    seen = {k: here.get(f"6_{k}_seen") for k in ("eval_sample", "eval_score", "eval")}
+    seen = {name.removeprefix("6_"): here.get(f"{name}_seen") for name in EVALUATION}
     entry["seen"] = seen if all(seen.values()) else None
     return entry

@@ -451,6 +451,19 @@ def test_a_copy_without_its_training_gives_the_rest(tmp_path: Path) -> None:
     assert next(a for a in got["arms"] if a["arm"] == "rft")["train_rows"] is None
 
 
+def test_what_is_in_the_report_of_a_run_alone_is_told(tmp_path: Path) -> None:
+    one = run(tmp_path / "one")
+    links = integrity.links(one)
+    compare([str(one)], out=tmp_path / "out")
+    assert not any("alone" in note for note in told(tmp_path / "out")["notes"])
+    place = "rft/seed0/7_harness_gsm8k"
+    links[place] = links["rft/seed0/6_eval"]
+    (one / place).symlink_to((one / "rft/seed0/6_eval").readlink())
+    integrity.seal(one, links)
+    compare([str(one)], out=tmp_path / "out")
+    assert any("lm-evaluation-harness" in note for note in told(tmp_path / "out")["notes"])
+
+
 def a_verdict(one: Path) -> Path:
     folder = (one / "rft/seed0/6_eval_score").resolve()
     (part,) = rows.parts(folder)

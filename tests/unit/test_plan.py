@@ -813,3 +813,12 @@ def test_formats_that_are_not_there_are_refused_before_anything_runs(
     plan = bench.plan(eval={"engine": {"dtype": "int8"}})
     with pytest.raises(RftError, match=r"^eval\.engine\.dtype: int8: vllm has no LLM\.int8"):
         runner.run(plan.experiment)
+
+
+def test_training_problems_that_nobody_can_judge_are_refused(bench: Bench) -> None:
+    bench.data(train=[{k: v for k, v in q(i).items() if k == "question"} for i in range(4)])
+    arms = {"base": {"train": None}, "rft": {}}
+    body: dict[str, Any] = {"sample": {}, "compare": {"baseline": "base"}}
+    bench.plan(arms=arms, **body)
+    with pytest.raises(ConfigError, match="eval.train_problems: no training problem has an answer"):
+        bench.plan("eval.train_problems=2", arms=arms, **body)
