@@ -403,18 +403,23 @@ def _tuned(settings: dict[str, Settings], runs: list[ArmRun]) -> Found:
 
 def _questions(evaluation: Path) -> str | None:
     """Digest of the questions that a finished evaluation has asked, by way of its score and sample
-    stages; None where that cannot be told."""
-    if StageDir(evaluation).manifest() is None:
-        return None
-    place = evaluation
-    for kind, key in (("score", "scores"), ("sample", "candidates")):
-        told = StageDir(place).inputs()
-        if told is None or key not in told["inputs"]:
+    stages; None where that cannot be told, as in a run that is another user's or version's."""
+    try:
+        if StageDir(evaluation).manifest() is None:
             return None
-        place = evaluation.parent / f"{kind}-{told['inputs'][key][:12]}"
-    told = StageDir(place).inputs()
-    found = told and told["inputs"].get("questions")
+        place = evaluation
+        for kind, key in (("score", "scores"), ("sample", "candidates")):
+            told = str(_inputs(place).get(key, ""))
+            place = evaluation.parent / f"{kind}-{told[:12]}"
+        found = _inputs(place).get("questions")
+    except OSError:
+        return None
     return str(found) if found else None
+
+
+def _inputs(stage: Path) -> dict[str, Any]:
+    found = (StageDir(stage).inputs() or {}).get("inputs")
+    return found if isinstance(found, dict) else {}
 
 
 def _matched(comparison: dict[str, Any]) -> list[Found]:

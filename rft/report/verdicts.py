@@ -50,6 +50,7 @@ _SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("arm", "topic", "difficulty")),
     ]
 )
+MOST_NUMBER = 1 << 62
 MOST_SAMPLES = 100_000_000
 """Samples of a file: each takes a few bytes of memory, though a line may stand for any number."""
 LABELS = ("topic", "difficulty")
@@ -154,6 +155,9 @@ def _wrong(one: Any) -> str | None:
             not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
         ):
             return f"`{name}` is {value!r}, and should be {' or '.join(t.__name__ for t in types)}"
+        # JSON as Python reads it has NaN, Infinity, and numbers without end. An id is taken as text.
+        if name != "problem" and isinstance(value, int | float) and not abs(value) < MOST_NUMBER:
+            return f"`{name}` is {value!r}: no number that anything can have here"
     n, correct = one.get("n"), one["correct"]
     if one["problem"] is None:
         return "`problem` is null"

@@ -146,6 +146,10 @@ def test_null_is_unknown_and_not_wrong(tmp_path: Path) -> None:
         ('{"problem": "p", "correct": "yes"}', "`correct` is 'yes', and should be bool or int"),
         ('{"problem": "p", "correct": 1, "seed": "0"}', "`seed` is '0', and should be int"),
         ('{"problem": ["p"], "correct": 1}', "`problem` is ['p']"),
+        ('{"problem": "p", "correct": NaN}', "`correct` is nan"),
+        ('{"problem": "p", "correct": Infinity}', "`correct` is inf"),
+        ('{"problem": "p", "correct": 1, "seed": 99999999999999999999}', "`seed` is 9999"),
+        ('{"problem": "p", "correct": 1, "arm": ""}', "`arm` is empty"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, why: str) -> None:
@@ -168,6 +172,12 @@ def test_a_second_verdict_on_one_sample_is_named(tmp_path: Path) -> None:
     counts = [{"problem": 1, "n": 4, "correct": 2}, {"problem": 1, "correct": 1, "sample": 7}]
     with pytest.raises(RftError, match=r":2: a second verdict"):
         compare([str(write(tmp_path / "c.jsonl", *counts))])
+
+
+def test_more_samples_than_memory_are_refused(tmp_path: Path) -> None:
+    own = [{"problem": i, "correct": 5, "n": 3_000_000_000, "arm": "a"} for i in range(3)]
+    with pytest.raises(RftError, match="9,000,000,000 samples by its `n`"):
+        compare([str(write(tmp_path / "v.jsonl", *own))])
 
 
 def test_empty_and_missing(tmp_path: Path) -> None:
