@@ -29,6 +29,11 @@ def mend(nodes: Iterable[Node]) -> None:
             continue
         if not node.done:
             continue
+        if node.kind == "train" and any(need.key in again for need in node.needs):
+            process.say(
+                f"{node.label}: is kept, though the rows it learnt from are made again. Where sampling is not "
+                f"repeatable they may be others: remove {node.dir.path} to train again"
+            )
         found = [str(fault) for fault in _found(node)]
         if node.kind == "train" and not found and (missing := node.dir.check()):
             found = [missing]

@@ -190,10 +190,11 @@ def _diversity(comparison: dict[str, Any], tint: dict[str, int]) -> Part | None:
         ),
     ]
     if gaps:
-        most = next(one["seen"]["problems"] for one in rows if one["seen"])
+        asked = sorted({one["seen"]["problems"] for one in rows if one["seen"]})
+        many = " or ".join(f"{count:,}" for count in asked)
         notes.insert(
             1,
-            f"Seen: accuracy on {most:,} training problems. Gap: that minus accuracy on the held-out ones. Problems of "
+            f"Seen: accuracy on {many} training problems. Gap: that minus accuracy on the held-out ones. Problems of "
             "both kinds differ, so a gap is not all memorisation: compare it with that of the arm that "
             "was not trained.",
         )

@@ -251,7 +251,7 @@ def _untold(settings: dict[str, Settings], runs: list[ArmRun]) -> list[str]:
 
     def is_told(run: ArmRun) -> bool:
         own = settings.get(run.arm.partition("@")[0])
-        return "select" in run.folders if own and own["train"] else bool(own)
+        return "select" in run.folders or (own is not None and not own["train"])
 
     return list(dict.fromkeys(run.arm for run in pieces(runs) if not is_told(run)))
 

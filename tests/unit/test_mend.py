@@ -38,7 +38,9 @@ def test_verdicts_do_not_outlive_what_they_are_on(tmp_path: Path, finished: bool
     assert kept(score, count) == [False, False]
 
 
-def test_a_stage_that_was_removed_takes_along_what_came_of_it(tmp_path: Path) -> None:
+def test_a_stage_that_was_removed_takes_along_what_came_of_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     sample = made(tmp_path, "sample")
     score = made(tmp_path, "score", sample, finished=False)
     select = made(tmp_path, "select", sample, score)
@@ -46,6 +48,7 @@ def test_a_stage_that_was_removed_takes_along_what_came_of_it(tmp_path: Path) ->
     mend([sample, score, select, train])
     assert [sample.done, score.done, select.done, train.done] == [True, False, False, True]
     assert kept(sample, score, select) == [True, True, False]
+    assert f"remove {train.dir.path} to train again" in capfd.readouterr().err
 
 
 def test_what_was_interrupted_goes_on(tmp_path: Path) -> None:
