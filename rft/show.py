@@ -155,7 +155,7 @@ def _stage(
     if row_id is None:
         stage = rundir.StageDir(folder)
         console.rule(str(folder), align="left")
-        console.print_json(json.dumps(stage.manifest() or stage.inputs()))
+        console.print_json(json.dumps(_told(stage)))
     shown = 0
     for inner, row_type in _ROWS.get(kind, {}).items():
         columns = _columns(row_type, tokens)
@@ -180,6 +180,15 @@ def _stage(
     if shown and link is None and kind != "prompts":
         console.print("No arm uses this stage now, so texts cannot be found.", style="dim")
     return shown
+
+
+def _told(stage: rundir.StageDir) -> Any:
+    """The manifest without its list of files, which can have hundreds; of an unfinished stage its inputs."""
+    manifest = stage.manifest()
+    if manifest is None:
+        return stage.inputs()
+    files = manifest["files"].values()
+    return {**manifest, "files": f"{len(files):,} of {sum(one['bytes'] for one in files):,} bytes"}
 
 
 def _columns(row_type: type, tokens: bool) -> list[str]:

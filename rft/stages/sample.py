@@ -38,12 +38,13 @@ def _of_its_weights(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(jobs: list[Job]) -> None:
-    waves: dict[str, list[Job]] = defaultdict(list)
+    waves: dict[tuple[str, str], list[Job]] = defaultdict(list)
     # Of jobs that want the same samples the second takes over what the first has drawn: the one
     # first that wants most of them.
     jobs.sort(key=lambda job: (job.decoding.logprobs != "tokens", -job.decoding.n))
     for job in jobs:
-        waves[job.spec["pool"]].append(job)
+        # Of different splits no two want the same sample.
+        waves[job.spec["pool"], job.spec["split"]].append(job)
     engine = _Engine(jobs)
     try:
         while wave := [same.pop(0) for same in waves.values() if same]:

@@ -1,6 +1,7 @@
 """`rft show` on a small run: every row with its question and text, found quickly and shown safely."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,3 +321,7 @@ def test_overview_counts_rows_and_users(run: Path, told: Told) -> None:
     assert "chance/0, rft/0" in lines["score-1"] and "done" in lines["score-1"]
     assert "stale" in lines["select-9"]
     assert json.loads(told("rft/seed0/6_evaluate").split("\n", 1)[1])["rows"] == 0
+
+
+def test_a_stage_tells_how_many_files_it_has_and_not_each(told: Told) -> None:
+    assert re.search(r'"files": "\d+ of [\d,]+ bytes"', told("rft/seed0/2_sample"))
