@@ -124,7 +124,7 @@ def main() -> None:
     os.environ[LOG] = str(log)
     common = [
         *(args.config, f"runs={folder}", *args.set),
-        *("arms.random=null", "arms.sft_matched=null"),
+        *("arms.random=null", "arms.rft_repeats=null", "arms.sft_matched=null"),
         f"sample.use={Path(__file__).resolve()}:watched",
     ]
     uniform = [*common, f"sample.n={args.n}", "name=uniform"]

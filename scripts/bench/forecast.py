@@ -53,7 +53,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-forecast"))
     args = parser.parse_args()
     folder = args.folder.resolve()
-    common = [args.config, f"runs={folder}", "arms.random=null", "arms.sft_matched=null", *args.set]
+    common = [
+        args.config,
+        f"runs={folder}",
+        "arms.random=null",
+        "arms.rft_repeats=null",
+        "arms.sft_matched=null",
+        *args.set,
+    ]
     rft("train", *common, "name=policy", "arms.rft=null")
     policy = folder / "policy" / "sft" / "seed0" / "5_train"
     inside: Counter[str] = Counter()

@@ -66,7 +66,12 @@ def main() -> None:
     os.environ[COUNT] = str(count)
     command = [
         *(sys.executable, "-m", "rft.cli", "sample", args.config, f"runs={folder}", "name=killed"),
-        *("arms.random=null", "arms.sft_matched=null", f"sample.n={args.n}"),
+        *(
+            "arms.random=null",
+            "arms.rft_repeats=null",
+            "arms.sft_matched=null",
+            f"sample.n={args.n}",
+        ),
         f"sample.use={Path(__file__).resolve()}:counted",
     ]
     kills, started = 0, time.monotonic()

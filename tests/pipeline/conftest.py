@@ -23,10 +23,11 @@ SMALL = [
     "train.epochs=2",
     "arms.sft.train.epochs=16",
     "train.checkpoint_every=2",
+    "eval.train_problems=20",
 ]
 """Settings that make the quickstart small without taking a stage out of it."""
 ALONE = [
-    *(f"arms.{arm}=null" for arm in ("base", "sft", "sft_matched", "random")),
+    *(f"arms.{arm}=null" for arm in ("base", "sft", "sft_matched", "random", "rft_repeats")),
     *("compare.baseline=rft", "sample.policy=base", "train.include_reference=false"),
     f"sample.use={ROOT}/tests/pipeline/slow.py:slow",
 ]

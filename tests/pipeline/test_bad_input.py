@@ -14,7 +14,8 @@ from rft import rows, rundir
 from rft.types import Prompt, ScoreRow, Verdict
 from tests.pipeline.conftest import ROOT, SMALL, command, copy, rft
 
-ONLY_REFERENCE = [f"arms.{arm}=null" for arm in ("base", "sft_matched", "random", "rft")]
+CONTROLS = ("base", "sft_matched", "random", "rft_repeats", "rft")
+ONLY_REFERENCE = [f"arms.{arm}=null" for arm in CONTROLS]
 """Leaves the arm that samples no model, so that the stages before training take seconds."""
 
 
