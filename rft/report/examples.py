@@ -24,13 +24,17 @@ SHORT = 12
 """Digits of an id that a command names it by."""
 
 
-def clean(text: str) -> str:
-    """Text that can be shown: no control or direction-changing characters, and not too long."""
-    shown = "".join(
-        c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else "\ufffd"
-        for c in text[:LONGEST]
+def visible(text: str) -> str:
+    """Text without control or direction-changing characters."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else "\ufffd" for c in text
     )
+
+
+def clean(text: str) -> str:
+    """Text that can be shown: `visible`, and not too long."""
     more = len(text) - LONGEST
+    shown = visible(text[:LONGEST])
     return f"{shown}\n[{more:,} more characters]" if more > 0 else shown
 
 

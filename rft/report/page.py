@@ -117,7 +117,9 @@ def _context(job: dict[str, Any], runs: list[ArmRun], comparison: dict[str, Any]
         "examples_of": shown,
         "examples": examples.candidates(shown) if shown else [],
         "changed": examples.changed(sides[0], sides[1], _count(job)) if read else None,
-        "config": yaml.safe_dump(job["config"], sort_keys=False, allow_unicode=True, width=96),
+        "config": examples.visible(
+            yaml.safe_dump(job["config"], sort_keys=False, allow_unicode=True, width=96)
+        ),
         "versions": {**_versions(), **trace.machine(runs), "seeds": _seeds(runs)},
         "again": trace.again(job),
         "behind": trace.stages(runs),

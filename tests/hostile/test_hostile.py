@@ -275,7 +275,6 @@ def test_report_page_shows_markup_as_text(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(every) < examples.LONGEST, "what is cut off is not tested"
     monkeypatch.setattr(synthetic, "HOSTILE", (every,))
     job = synthetic.build(tmp_path, resamples=200)
-    job["config"]["note"] = ""  # the user's own words, which are shown as they are
     report.run([job])
     page = Page((Path(job["folder"]) / "report.html").read_text())
     for tag in ("script", "img", "iframe", "a", "base"):
