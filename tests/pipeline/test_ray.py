@@ -67,7 +67,8 @@ def actors() -> list[psutil.Process]:
     found = []
     for process in marked(os.environ["RFT_TEST_MARK"]):
         with contextlib.suppress(psutil.Error):
-            if "ray::RftWorker" in process.cmdline()[0]:
+            # One that is just ending has no words.
+            if "ray::RftWorker" in next(iter(process.cmdline()), ""):
                 found.append(process)
     return found
 
