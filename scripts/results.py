@@ -77,7 +77,7 @@ def main() -> None:
 
 def arms(told: list[dict[str, Any]]) -> list[str]:
     (one,) = told
-    lines = [f"**{one['answer']}**", "", *parts.grid(*words.cells(one))]
+    lines = [f"**{one['answer']}**", "", *parts.grid(*words.arm_cells(one))]
     baseline = one["headline"]["baseline"]
     for pair in one["comparisons"]:
         over = pair["over_seeds"]

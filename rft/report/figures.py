@@ -34,6 +34,10 @@ class Axis:
     def at(self, value: float) -> str:
         return f"{100 * min(max(self.share(value), 0.0), 1.0):.2f}%"
 
+    def down(self, value: float, height: int) -> float:
+        """Pixels from the top of a drawing of this height."""
+        return round(height * (1 - self.share(value)), 2)
+
 
 def axis(values: Sequence[float], about: int = 5, start_at: float | None = None) -> Axis:
     """A scale with round ticks that holds all values (and start_at, where given)."""
@@ -121,27 +125,9 @@ def curves(
         x_axis = Axis(min(ends), max(ends) if len(ends) > 1 else min(ends) + 1, tuple(ends))
 
     def down(y: float) -> float:
-        return round(height * (1 - y_axis.share(y)), 2)
+        return y_axis.down(y, height)
 
-    drawn: list[Markup] = []
-    for tick in y_axis.ticks:
-        drawn.append(
-            Markup(
-                '<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/>'
-                '<text x="-8" y="{0}" dy="0.32em" text-anchor="end">{1}</text>'
-            ).format(down(tick), number(tick))
-        )
-    for tick in x_ticks:
-        drawn.append(
-            Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                x_axis.at(x_scale(tick)), height + 18, number(tick)
-            )
-        )
-    drawn.append(
-        Markup('<text class="name" x="50%" y="{}" text-anchor="middle">{}</text>').format(
-            height + 38, x_name
-        )
-    )
+    drawn = _frame(height, y_axis, [(x_axis.at(x_scale(x)), x) for x in x_ticks], x_name)
     for one in series:
         path = " ".join(
             f"{1000 * x_axis.share(x_scale(x)):.2f},{down(y)}" for x, y in thin(one.points)
@@ -193,27 +179,10 @@ def scatter(
     y_axis = axis([end for one in spots for end in (one.low, one.high)], 4, 0.0)
 
     def down(y: float) -> float:
-        return round(height * (1 - y_axis.share(y)), 2)
+        return y_axis.down(y, height)
 
-    drawn: list[Markup] = []
-    for tick in y_axis.ticks:
-        drawn.append(
-            Markup(
-                '<line class="{2}" x1="0" x2="100%" y1="{0}" y2="{0}"/>'
-                '<text x="-8" y="{0}" dy="0.32em" text-anchor="end">{1}</text>'
-            ).format(down(tick), number(tick), "zero" if tick == 0 else "grid")
-        )
-    for tick in x_axis.ticks:
-        drawn.append(
-            Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                x_axis.at(tick), height + 18, number(tick)
-            )
-        )
-    drawn.append(
-        Markup('<text class="name" x="50%" y="{}" text-anchor="middle">{}</text>').format(
-            height + 38, x_name
-        )
-    )
+    ticks = [(x_axis.at(x), x) for x in x_axis.ticks]
+    drawn = _frame(height, y_axis, ticks, x_name, zero="zero")
     for i, one in enumerate(spots):
         # What lies at one place stands side by side.
         beside = sum(abs(x_axis.share(one.x) - x_axis.share(s.x)) < 0.02 for s in spots[:i])
@@ -302,6 +271,31 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
         for group in groups
     ]
+
+
+def _frame(
+    height: int,
+    y_axis: Axis,
+    x_ticks: Sequence[tuple[str, float]],
+    x_name: str,
+    zero: str = "grid",
+) -> list[Markup]:
+    """What stands behind and beside a chart's marks. x_ticks: (place, value); zero: class of the line at 0."""
+    drawn = [
+        Markup(
+            '<line class="{2}" x1="0" x2="100%" y1="{0}" y2="{0}"/>'
+            '<text x="-8" y="{0}" dy="0.32em" text-anchor="end">{1}</text>'
+        ).format(y_axis.down(tick, height), number(tick), zero if tick == 0 else "grid")
+        for tick in y_axis.ticks
+    ]
+    drawn += [
+        Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
+            place, height + 18, number(tick)
+        )
+        for place, tick in x_ticks
+    ]
+    name = Markup('<text class="name" x="50%" y="{}" text-anchor="middle">{}</text>')
+    return [*drawn, name.format(height + 38, x_name)]
 
 
 def _grid(scale: Axis, height: int) -> Markup:

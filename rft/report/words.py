@@ -122,7 +122,7 @@ def _range(values: list[int | None]) -> str:
     return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
 
 
-def cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def arm_cells(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     baseline, level = comparison["headline"]["baseline"], level_name(comparison["level"])
     headings = ["arm", "rows", "steps", f"accuracy % ({level})"]
     if baseline:
@@ -345,7 +345,7 @@ def results(comparison: dict[str, Any]) -> str:
     """What report.md and cards say."""
     lines = [f"**Careful: {flag}**\n" for flag in comparison["flags"]]
     lines += [f"**{comparison['answer']}**", ""]
-    lines += parts.grid(*cells(comparison))
+    lines += parts.grid(*arm_cells(comparison))
     if seeds := by_seed(comparison):
         lines += ["", *[f"- {line}" for line in seeds]]
     if comparison.get("formats"):
@@ -394,7 +394,7 @@ def terminal(comparison: dict[str, Any], brief: Sequence[str] = ()) -> str:
 
     for flag in comparison["flags"]:
         console.print(Text(f"Careful: {flag}", style="bold red"))
-    show(*cells(comparison))
+    show(*arm_cells(comparison))
     console.print(Text(comparison["answer"], style="bold"))
     for line in by_seed(comparison):
         console.print(Text(f"  {line}"))

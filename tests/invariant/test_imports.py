@@ -11,7 +11,7 @@ PACKAGE = ROOT / "rft"
 LEVELS = [
     {"cli"},
     {"check", "compare", "export", "runner", "show", "doctor", "reference"},
-    {"cards", "forecast", "mend", "merge"},
+    {"cards", "forecast", "mend", "merge", "spawn"},
     {"dataset"},
     {"pilots"},
     {"plan"},
